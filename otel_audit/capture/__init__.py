@@ -1,0 +1,1 @@
+"""Capture: runs inside the audited service; standard library and OpenTelemetry only."""

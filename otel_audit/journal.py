@@ -263,17 +263,20 @@ class FrameFile:
             os.fsync(self._fd)
             self._dirty = False
 
-    def close(self) -> None:
-        """Close the file; cuts back a failed append if that is possible, else the next open does."""
-        if self._fd < 0:
-            return
-        try:
-            self._repair()
-        except OSError:
-            pass
-        finally:
+    def close(self) -> bool:
+        """Close the file, cut back to its last good frame.
+
+        Gives False, and stays open, when that cannot be done now: then the file may end in a frame that was reported as
+        failed, and nothing may follow it.
+        """
+        if self._fd >= 0:
+            try:
+                self._repair()
+            except OSError:
+                return False
             os.close(self._fd)
             self._fd = -1
+        return True
 
 
 def _write(fd: int, pieces: Sequence[Any]) -> None:
@@ -345,9 +348,9 @@ class Journal:
         self.file.append([self.encode(b) for b in batches])
         self.rows += sum(b.num_rows for b in batches)
 
-    def close(self) -> None:
-        """Close the file."""
-        self.file.close()
+    def close(self) -> bool:
+        """Close the file; False when a failed append cannot be cut off now, see `FrameFile.close`."""
+        return self.file.close()
 
 
 class JournalTail:

@@ -2,7 +2,7 @@
 
 A frame file is a header and then frames, only ever appended to:
 
-    header   magic (8) | length of meta u32 | CRC-32 of meta u32 | meta, a JSON object
+    header   magic (8) | length of meta u32 | CRC-32 of (magic, length) u32 | CRC-32 of meta u32 | meta, a JSON object
     frame    length of payload u32 | CRC-32 of (length, offset of the frame) u32 | chain digest (32) | payload
 
 Numbers are little-endian. The chain digest is SHA-256 of the previous digest and the payload; the first frame's previous
@@ -33,7 +33,8 @@ from otel_audit.errors import CorruptLogError, StorageError, UnavailableError
 __all__ = ["Frame", "FrameFile", "Journal", "JournalTail", "Scan", "fsync_path", "scan", "write_durably"]
 
 _JOURNAL_MAGIC: Final = b"OAJRNL1\n"
-_HEADER: Final = struct.Struct("<8sII")
+_HEADER: Final = struct.Struct("<8sIII")
+_START: Final = struct.Struct("<8sI")
 _FRAME: Final = struct.Struct("<II32s")
 _PLACE: Final = struct.Struct("<IQ")
 _META_BYTES_MAX: Final = 1 << 20
@@ -169,11 +170,13 @@ def _header(path: Path, data: memoryview, magic: bytes) -> tuple[dict[str, Any] 
         if data == magic[: len(data)] or not any(data) or bytes(data[:8]) == magic:
             return None, 0
         raise CorruptLogError(path, 0, "not a file of this kind", hint)
-    found, length, crc = _HEADER.unpack_from(data)
+    found, length, start_crc, crc = _HEADER.unpack_from(data)
     if not any(data):
         return None, 0
-    if found != magic or length > _META_BYTES_MAX:
+    if found != magic:
         raise CorruptLogError(path, 0, "not a file of this kind, or of a newer version", hint)
+    if zlib.crc32(_START.pack(magic, length)) != start_crc or length > _META_BYTES_MAX:
+        raise CorruptLogError(path, 0, "the header does not match its checksum", hint)
     meta = data[_HEADER.size : _HEADER.size + length]
     if len(meta) < length:
         return None, 0
@@ -204,7 +207,8 @@ class FrameFile:
     def create(cls, path: Path, magic: bytes, meta: dict[str, Any]) -> "FrameFile":
         """Make a new file with its header, durably; raises UnavailableError when that cannot be done now."""
         text = json.dumps(meta, sort_keys=True, separators=(",", ":")).encode()
-        header = _HEADER.pack(magic, len(text), zlib.crc32(text)) + text
+        start_crc = zlib.crc32(_START.pack(magic, len(text)))
+        header = _HEADER.pack(magic, len(text), start_crc, zlib.crc32(text)) + text
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
         except OSError as e:

@@ -1,0 +1,26 @@
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.environ.get("OTEL_AUDIT_LONG") == "1":
+        return
+    skip = pytest.mark.skip(reason="a long run: set OTEL_AUDIT_LONG=1")
+    for item in items:
+        if "long" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where everything is expected to be there (`.ci/run`), a skip is a failure."""
+    report: Any = yield
+    if report.skipped and os.environ.get("OTEL_AUDIT_REQUIRE_ALL") == "1" and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, but OTEL_AUDIT_REQUIRE_ALL=1: {report.longrepr}"
+    return report  # type: ignore[no-any-return]

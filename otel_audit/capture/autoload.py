@@ -1,0 +1,214 @@
+"""Installs capture in a process that `opentelemetry-instrument` starts; the `opentelemetry_pre_instrument` entry point.
+
+At that point OpenTelemetry is configured and nothing is instrumented yet. Installed are: the span processor and the
+sampler, on the current tracer provider and on each that is made later (logfire and others make their own); the identity
+propagator beside the existing ones; and what delivers waiting records when the process ends or forks.
+"""
+
+import atexit
+import functools
+import logging
+import os
+import signal
+import threading
+import weakref
+from types import FrameType
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.propagate import get_global_textmap, set_global_textmap
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
+
+from otel_audit.capture import settings
+from otel_audit.capture.address import TrustedProxies
+from otel_audit.capture.clients import ClientDirectory
+from otel_audit.capture.identity import PEER_KEY, IdentityPropagator, IdentityReader
+from otel_audit.capture.processor import AuditSpanProcessor, Source
+from otel_audit.capture.sampler import AuditSampler
+from otel_audit.capture.settings import Destination
+from otel_audit.capture.shipper import Shipper
+
+__all__ = ["Capture", "flush", "pre_instrument", "ships_to"]
+
+_log = logging.getLogger("otel_audit.capture")
+
+_installing = threading.Lock()
+_installed: "Capture | None" = None  # written once, under `_installing`
+
+
+def pre_instrument() -> None:
+    """Install capture in this process, once; never raises.
+
+    What stands in the way is logged as one warning with its remedy, and the application serves unaudited.
+    """
+    global _installed  # noqa: PLW0603 - one capture a process
+    try:
+        if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+            _log.warning("install otel-audit: OTEL_SDK_DISABLED is true, so no call of this process is audited")
+            return
+        with _installing:
+            if _installed is None:
+                capture = Capture(settings.read())
+                capture.install()
+                _installed = capture
+    except Exception as e:
+        _log.warning(
+            "install otel-audit: %s; NO CALL OF THIS PROCESS IS AUDITED until that is put right",
+            e if str(e) else type(e).__name__,
+            exc_info=_log.isEnabledFor(logging.DEBUG),
+        )
+
+
+def ships_to(destination: Destination) -> bool:
+    """Whether installed capture ships to `destination`, so that nobody else need do it."""
+    return _installed is not None and _installed.shipper.destination == destination
+
+
+def flush(timeout_s: float) -> bool:
+    """Whether installed capture has delivered all that ended before, after at most `timeout_s`."""
+    return _installed is None or _installed.shipper.flush(timeout_s)
+
+
+class Capture:
+    """Capture in one process: its source, its shipper, and where they are attached.
+
+    Args:
+        wanted: the settings.
+    """
+
+    def __init__(self, wanted: settings.Settings) -> None:
+        self.source = Source()
+        self.shipper = Shipper(wanted.destination, queue_records=wanted.queue_records)
+        self.clients = ClientDirectory(wanted.clients_path)
+        proxies = TrustedProxies(wanted.trusted_proxies)
+        self.reader = IdentityReader(
+            self.clients, proxies, api_key_header=wanted.api_key_header, hash_key=wanted.hash_key
+        )
+        self._exit_timeout_s = wanted.exit_timeout_s
+        self._attached: weakref.WeakSet[TracerProvider] = weakref.WeakSet()
+        self._provider_checked = False
+        self._ended = False
+        for problem in (*wanted.problems, *proxies.problems):
+            _log.warning("read settings of otel-audit: %s", problem)
+
+    def install(self) -> None:
+        """Attach to everything there is, and to what will come."""
+        self._attach_later_providers()
+        provider = trace.get_tracer_provider()
+        if isinstance(provider, TracerProvider):
+            self.attach(provider)
+        propagator = IdentityPropagator(self.reader, self._on_request)
+        set_global_textmap(CompositePropagator([get_global_textmap(), propagator]))
+        try:
+            _keep_uvicorn_peer()
+        except Exception as e:
+            hint = "start uvicorn with --no-proxy-headers, or its forwarded addresses look like peers"
+            _log.warning("install otel-audit under uvicorn: %s; %s", e, hint)
+        atexit.register(self.end)
+        os.register_at_fork(after_in_child=self._after_fork)
+        self._catch_sigterm()
+
+    # --- tracer providers ------------------------------------------------------------------------------------------------
+    def attach(self, provider: TracerProvider) -> None:
+        """Give `provider` the span processor and the sampler; a second time does nothing."""
+        if provider in self._attached:
+            return
+        self._attached.add(provider)
+        processor = AuditSpanProcessor(self.source, self.shipper, exit_timeout_s=self._exit_timeout_s)
+        provider.add_span_processor(processor)
+        provider.sampler = AuditSampler(provider.sampler)
+        # Tracers copy the provider's sampler when they are made; some may be older than we are.
+        for tracer in list(getattr(provider, "_tracers", {}).values()):
+            tracer.sampler = provider.sampler
+
+    def _attach_later_providers(self) -> None:
+        original = TracerProvider.__init__
+
+        @functools.wraps(original)
+        def init(provider: TracerProvider, *args: Any, **kwargs: Any) -> None:
+            original(provider, *args, **kwargs)
+            try:
+                self.attach(provider)
+            except Exception:
+                _log.exception("install otel-audit on a new tracer provider; the calls it traces are not audited")
+
+        TracerProvider.__init__ = init  # type: ignore[method-assign, assignment]  # no hook exists for this
+
+    def _on_request(self) -> None:
+        """With the first request: if nobody has configured OpenTelemetry by now, nothing would be recorded; do it.
+
+        That is the base install without `opentelemetry-distro`. An application that configures it in its own code has
+        done so by its first request, and is left alone.
+        """
+        if self._provider_checked:
+            return
+        self._provider_checked = True
+        try:
+            if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+                # Nobody asked for traces: sample none, so that nothing but the audit changes.
+                wanted = None if os.environ.get("OTEL_TRACES_SAMPLER") else ParentBased(ALWAYS_OFF)
+                trace.set_tracer_provider(TracerProvider(sampler=wanted, shutdown_on_exit=False))
+        except Exception as e:
+            _log.warning("configure OpenTelemetry for otel-audit: %s; install opentelemetry-distro", e)
+
+    # --- the end of the process ------------------------------------------------------------------------------------------
+    def end(self) -> None:
+        """Deliver what is waiting, for at most the exit timeout, and say what could not be; once."""
+        if self._ended:
+            return
+        self._ended = True
+        undelivered = self.shipper.close(self._exit_timeout_s)
+        if undelivered:
+            _log.error(
+                "ship audit records to %s: %d LOST, undelivered when the process ended (waited %g s)",
+                self.shipper.destination,
+                undelivered,
+                self._exit_timeout_s,
+            )
+
+    def _catch_sigterm(self) -> None:
+        """Deliver also when SIGTERM ends the process without Python's exit functions: flask run, plain scripts, uvicorn.
+
+        Only where nobody else handles the signal. uvicorn puts this handler back and raises the signal again once it has
+        shut down; servers with a handler of their own replace ours and end through Python's exit functions.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a handler's signature
+        try:
+            self.end()
+        finally:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        # Still here: process 1 of a container, which the kernel spares. It goes on, and so do we.
+        self._ended = False
+        signal.signal(signum, self._on_sigterm)
+
+    def _after_fork(self) -> None:
+        self.source.after_fork()
+        self.shipper.after_fork()
+        self.clients.after_fork()
+        self._ended = False
+
+
+def _keep_uvicorn_peer() -> None:
+    """Have uvicorn keep the socket's peer, which its `--proxy-headers` (on by default) replaces by a header's word."""
+    import wrapt
+
+    def keep(module: Any) -> None:
+        original = module.ProxyHeadersMiddleware.__call__
+
+        @functools.wraps(original)
+        async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "lifespan":
+                scope.setdefault(PEER_KEY, scope.get("client"))
+            await original(self, scope, receive, send)
+
+        module.ProxyHeadersMiddleware.__call__ = call
+
+    wrapt.register_post_import_hook(keep, "uvicorn.middleware.proxy_headers")

@@ -1,0 +1,49 @@
+"""A sampler that never hides a call from the audit: what the user's sampler drops is recorded, but stays unsampled.
+
+A span with decision RECORD_ONLY reaches span processors, among them ours; the SDK's batch and simple processors pass only
+sampled spans on, so the user's exporters and bills see exactly what they saw before. It also closes a way around the
+audit: the default sampler obeys a caller who sends `traceparent: 00-...-...-00`.
+"""
+
+from typing import Any
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.trace import SpanKind
+from opentelemetry.util.types import Attributes
+
+from otel_audit.names import ACTION
+
+__all__ = ["AuditSampler"]
+
+
+class AuditSampler(Sampler):
+    """`inner`, except that no server span, and no span that starts with an `audit.action`, is dropped.
+
+    Args:
+        inner: the sampler that decides what is sampled; its description stays visible.
+    """
+
+    def __init__(self, inner: Sampler) -> None:
+        self.inner = inner
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> SamplingResult:
+        """The inner sampler's result, with DROP turned into RECORD_ONLY for calls that are to be audited."""
+        result = self.inner.should_sample(parent_context, trace_id, name, kind, attributes, *args, **kwargs)
+        if result.decision is Decision.DROP and (kind is SpanKind.SERVER or (attributes and ACTION in attributes)):
+            # The inner result's attributes are empty on DROP; the span needs those it was started with.
+            return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)
+        return result
+
+    def get_description(self) -> str:
+        """`AuditSampler` and what it wraps."""
+        return f"AuditSampler{{{self.inner.get_description()}}}"

@@ -1,0 +1,227 @@
+"""What the environment asks of capture: destination, queue, credentials; read once, when capture is installed.
+
+A setting that cannot be meant is never an exception in the application: the reader collects one complaint for each, with
+the remedy, and goes on with the default. Only a destination that cannot be understood stops capture (`ConfigError`).
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+from urllib.parse import unquote, urlsplit
+
+from otel_audit import names
+from otel_audit.errors import ConfigError
+
+__all__ = ["ENV_VARS", "Destination", "Settings", "destination", "read"]
+
+ENV_API_KEY_HEADER: Final = "OTEL_AUDIT_API_KEY_HEADER"
+ENV_HASH_KEY: Final = "OTEL_AUDIT_HASH_KEY"
+ENV_HEADERS: Final = "OTEL_AUDIT_HEADERS"
+ENV_QUEUE_RECORDS: Final = "OTEL_AUDIT_QUEUE_RECORDS"
+ENV_EXIT_TIMEOUT: Final = "OTEL_AUDIT_EXIT_TIMEOUT"
+ENV_VARS: Final = (
+    names.ENV_ENDPOINT,
+    names.ENV_PROTOCOL,
+    ENV_HEADERS,
+    names.ENV_DIR,
+    names.ENV_CLIENTS,
+    ENV_API_KEY_HEADER,
+    ENV_HASH_KEY,
+    names.ENV_TRUSTED_PROXIES,
+    names.ENV_MODE,
+    ENV_QUEUE_RECORDS,
+    ENV_EXIT_TIMEOUT,
+)
+"""Every variable capture reads, beside OpenTelemetry's own; `docs/capture.md` describes each."""
+
+TRACES_PATH: Final = "/v1/traces"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where records go; two equal destinations are the same place.
+
+    Args:
+        kind: `grpc` and `http` are OTLP; `log` is the folder of a local log.
+        target: `host:port`, a URL ending in `/v1/traces`, or an absolute path.
+        tls: whether an OTLP connection is encrypted.
+        headers: sent with each OTLP request; not part of equality, never printed (they may hold a secret).
+        timeout_s: how long one attempt may take.
+        certificate: file of trusted CA certificates, PEM; None: the system's.
+        client_key: file of the client's private key for mTLS, PEM.
+        client_certificate: file of the client's certificate for mTLS, PEM.
+        gzip: whether OTLP requests are compressed.
+    """
+
+    kind: Literal["grpc", "http", "log"]
+    target: str
+    tls: bool = False
+    headers: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
+    timeout_s: float = field(default=10.0, compare=False)
+    certificate: str | None = field(default=None, compare=False)
+    client_key: str | None = field(default=None, compare=False)
+    client_certificate: str | None = field(default=None, compare=False)
+    gzip: bool = field(default=False, compare=False)
+
+    def __str__(self) -> str:
+        return {"grpc": "OTLP/gRPC ", "http": "OTLP/HTTP ", "log": "the local log "}[self.kind] + self.target
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of capture in one process.
+
+    Args:
+        destination: where records go.
+        clients_path: the client directory file, if there is one.
+        api_key_header: name of the header that carries API keys, lower case.
+        hash_key: secret of the keyed hash that stands for an unknown key; empty: a fixed, public one.
+        trusted_proxies: CIDRs, addresses or `unix`, as given.
+        queue_records: how many records may wait in memory.
+        exit_timeout_s: how long the end of the process may wait for waiting records to be delivered.
+        problems: complaints about settings that were ignored, for the log.
+    """
+
+    destination: Destination
+    clients_path: str | None = None
+    api_key_header: str = "x-api-key"
+    hash_key: bytes = b""
+    trusted_proxies: tuple[str, ...] = ()
+    queue_records: int = 16_384
+    exit_timeout_s: float = 5.0
+    problems: tuple[str, ...] = ()
+
+
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """Headers as OpenTelemetry writes them in the environment: `name=value,name=value`, values URL-encoded."""
+    pairs = []
+    for item in text.split(","):
+        name, separator, value = item.partition("=")
+        if separator and name.strip():
+            pairs.append((name.strip().lower(), unquote(value.strip())))
+    return tuple(pairs)
+
+
+def _number(env: Mapping[str, str], name: str, default: float, least: float, problems: list[str]) -> float:
+    text = env.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value < 1e9:
+        problems.append(f"{name}={text} is not a number of at least {least:g}; using {default:g}")
+        return default
+    return value
+
+
+def _url(
+    text: str, protocol: str, variable: str, *, complete: bool = False
+) -> tuple[Literal["grpc", "http"], str, bool]:
+    """Kind, target and TLS of an OTLP endpoint; `complete` means that an HTTP URL already has its path."""
+    hint = "use http(s)://host:port, or file:/path for a local log"
+    parts = urlsplit(text if "://" in text else f"http://{text}")
+    try:
+        port = parts.port
+    except ValueError as e:
+        raise ConfigError("read", f"{variable}={text}", str(e), hint) from e
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError("read", f"{variable}={text}", "not an address", hint)
+    tls = parts.scheme == "https"
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    if protocol == "grpc":
+        return "grpc", f"{host}:{port or (443 if tls else 4317)}", tls
+    path = parts.path.rstrip("/")
+    if not complete and not path.endswith(TRACES_PATH):
+        path += TRACES_PATH
+    return "http", f"{parts.scheme}://{host}:{port or (443 if tls else 4318)}{path or '/'}", tls
+
+
+def _folder(text: str, variable: str) -> Destination:
+    path = unquote(urlsplit(text).path) if text.startswith("file:") else text
+    if text.startswith("file:") and urlsplit(text).netloc not in ("", "localhost"):
+        raise ConfigError("read", f"{variable}={text}", "names another host", "use file:/path")
+    if not path or "\0" in path:
+        raise ConfigError("read", f"{variable}={text}", "no path", "use file:/path")
+    return Destination("log", str(Path(path).resolve()))
+
+
+def destination(
+    env: Mapping[str, str] | None = None,
+    *,
+    endpoint: str | None = None,
+    protocol: str | None = None,
+    local: bool = False,
+) -> Destination:
+    """The destination that the arguments and the environment name.
+
+    The first of these that is set counts: `endpoint`, `OTEL_AUDIT_ENDPOINT`; with `local`, the folder `OTEL_AUDIT_DIR`
+    or `./audit-log`; `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, `OTEL_EXPORTER_OTLP_ENDPOINT`; OTLP on localhost.
+
+    Args:
+        env: the environment; by default the process's own.
+        endpoint: as `OTEL_AUDIT_ENDPOINT`.
+        protocol: as `OTEL_AUDIT_PROTOCOL`: `grpc` or `http/protobuf`.
+        local: whether a local log is meant when no audit endpoint is named (the `audit` traces exporter).
+
+    Raises:
+        ConfigError: the endpoint or the protocol cannot be understood.
+    """
+    env = os.environ if env is None else env
+    own = (endpoint or env.get(names.ENV_ENDPOINT, "")).strip()
+    if own.startswith("file:"):
+        return _folder(own, names.ENV_ENDPOINT)
+    if not own and local:
+        return _folder(env.get(names.ENV_DIR, "").strip() or "audit-log", names.ENV_DIR)
+    chosen = protocol or env.get(names.ENV_PROTOCOL, "").strip()
+    shared_protocol = env.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or env.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "grpc"
+    wanted = chosen or ("grpc" if own else shared_protocol)
+    if wanted not in ("grpc", "http/protobuf"):
+        raise ConfigError("read", f"{names.ENV_PROTOCOL}={wanted}", "no such protocol", "use grpc or http/protobuf")
+    if own:
+        kind, target, tls = _url(own, wanted, names.ENV_ENDPOINT)
+        headers = env.get(ENV_HEADERS, "")
+    else:
+        # The user's own telemetry endpoint: its headers are meant for it. They are never sent to another.
+        traces = env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "").strip()
+        shared = traces or env.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").strip()
+        port = 4317 if wanted == "grpc" else 4318
+        kind, target, tls = _url(
+            shared or f"http://localhost:{port}", wanted, "OTEL_EXPORTER_OTLP_ENDPOINT", complete=bool(traces)
+        )
+        headers = env.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS") or env.get("OTEL_EXPORTER_OTLP_HEADERS", "")
+        headers = env.get(ENV_HEADERS) or headers
+    return Destination(
+        kind,
+        target,
+        tls,
+        headers=_pairs(headers),
+        timeout_s=_number(env, "OTEL_EXPORTER_OTLP_TIMEOUT", 10.0, 0.001, []),
+        certificate=env.get("OTEL_EXPORTER_OTLP_CERTIFICATE") or None,
+        client_key=env.get("OTEL_EXPORTER_OTLP_CLIENT_KEY") or None,
+        client_certificate=env.get("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE") or None,
+        gzip=env.get("OTEL_EXPORTER_OTLP_COMPRESSION", "").strip().lower() == "gzip",
+    )
+
+
+def read(env: Mapping[str, str] | None = None) -> Settings:
+    """The settings that the environment gives; raises `ConfigError` when the destination cannot be understood."""
+    env = os.environ if env is None else env
+    problems: list[str] = []
+    exporters = {name.strip() for name in env.get("OTEL_TRACES_EXPORTER", "").split(",")}
+    mode = env.get(names.ENV_MODE, "").strip() or "async"
+    if mode != "async":
+        problems.append(f"{names.ENV_MODE}={mode} is not available in this version; calls are audited in mode async")
+    return Settings(
+        destination=destination(env, local="audit" in exporters),
+        clients_path=env.get(names.ENV_CLIENTS, "").strip() or None,
+        api_key_header=env.get(ENV_API_KEY_HEADER, "").strip().lower() or "x-api-key",
+        hash_key=env.get(ENV_HASH_KEY, "").encode("utf-8", "surrogateescape"),
+        trusted_proxies=tuple(p.strip() for p in env.get(names.ENV_TRUSTED_PROXIES, "").split(",") if p.strip()),
+        queue_records=int(_number(env, ENV_QUEUE_RECORDS, 16_384, 1, problems)),
+        exit_timeout_s=_number(env, ENV_EXIT_TIMEOUT, 5.0, 0, problems),
+        problems=tuple(problems),
+    )

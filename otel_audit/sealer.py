@@ -133,15 +133,18 @@ class Sealer:
             return self._closing
 
     def _seal(self, path: Path) -> None:
-        tail = JournalTail(path).refresh()
-        if tail.scan is None:
-            raise CorruptLogError(path, 0, "the journal has lost its header", "restore the file from a copy")
-        last_seq = tail.next_seq - 1
-        new = self._lake.seal(self._log_name, tail.batches, tail.first_seq, last_seq, tail.scan.digest)
+        tail = JournalTail(path)
+        if tail.first_seq > self.stats.sealed_seq:
+            tail.refresh()
+            if tail.scan is None:
+                raise CorruptLogError(path, 0, "the journal has lost its header", "restore the file from a copy")
+            last_seq = tail.next_seq - 1
+            new = self._lake.seal(self._log_name, tail.batches, tail.first_seq, last_seq, tail.scan.digest)
+            self.stats.segments_sealed += new
+            self.stats.sealed_seq = last_seq
+        # Here also when an earlier try had sealed it and failed later: what is sealed needs its journal no more.
         path.unlink(missing_ok=True)
         fsync_path(path.parent)
-        self.stats.segments_sealed += new
-        self.stats.sealed_seq = last_seq
         self.stats.error = ""
 
     def _tidy(self) -> None:

@@ -1,0 +1,256 @@
+"""OTLP over gRPC: TraceService/Export on raw bytes, and the standard health service.
+
+Export is registered as a method that takes a stream and gives one message, which on the wire is what a unary call is. The
+handler so decides when the message is read: not while the server is stopping, not for ever from a sender that does not
+send; and it learns of a message that was dropped for its size. gRPC's own decompression is switched off: it has a limit for
+one message but none for all of them together, and a few kilobytes can ask for the limit.
+
+Source: OTLP specification 1.10, "OTLP/gRPC"; gRPC health checking protocol v1.
+"""
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from otel_audit._receiver_bind import bind, join_address, listen
+from otel_audit._receiver_intake import Answer, Compression, Intake, Request, Verdict
+from otel_audit._receiver_status import retry_info, status_of
+from otel_audit.errors import UnavailableError
+
+__all__ = ["METHOD", "SERVICE", "GrpcServer", "GrpcSettings"]
+
+SERVICE: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
+METHOD: Final = f"/{SERVICE}/Export"
+
+_log = logging.getLogger("otel_audit.receiver")
+_RESPONSE: Final = b""  # an ExportTraceServiceResponse without partial_success
+_IDENTITY_DEFLATE_GZIP: Final = 0b111
+_TICK_S: Final = 0.25
+
+_CODES: Final = {
+    Verdict.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Verdict.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Verdict.RETRY: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcSettings:
+    """OTLP/gRPC.
+
+    Args:
+        endpoint: `host:port` to listen on.
+        max_body_bytes: largest message, as sent and after decompression.
+        workers: requests received, decoded or waiting for the disk at a time; more of them wait in the senders' streams.
+        receive_timeout_s: how long a sender may take to send one request.
+        ping_interval_s: how often a sender may ping to keep its connection open.
+    """
+
+    endpoint: str = "localhost:4317"
+    max_body_bytes: int = 64 << 20
+    workers: int = 32
+    receive_timeout_s: float = 30.0
+    ping_interval_s: float = 10.0
+
+
+class _Status(grpc.Status):
+    """An answer as `abort_with_status` takes it."""
+
+    def __init__(self, answer: Answer, retry_after_s: float) -> None:
+        self.code = _CODES[answer.verdict]
+        self.details = answer.message
+        trailers = [("grpc-status-details-bin", status_of(answer, retry_after_s).SerializeToString())]
+        if answer.verdict is Verdict.RETRY:
+            # The Python exporter looks for RetryInfo only here.
+            trailers.append(("google.rpc.retryinfo-bin", retry_info(retry_after_s).SerializeToString()))
+        self.trailing_metadata = tuple(trailers)
+
+
+def _compression_of(body: bytes) -> Compression:
+    """How a message is compressed: gRPC does not tell the handler, but no OTLP message begins like this.
+
+    0x1f would be field 3 of a wire type that does not exist; 0x78 and a valid check (RFC 1950) would be field 15.
+    """
+    if body[:2] == b"\x1f\x8b":
+        return "gzip"
+    if body[:1] == b"\x78" and int.from_bytes(body[:2], "big") % 31 == 0:
+        return "zlib"
+    return ""
+
+
+class _IncompleteError(Exception):
+    """A call without a whole message; its sender has been told already, unless it sent none."""
+
+
+class _Receiving:
+    """The calls whose message is being received; the late ones are cancelled."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._open: dict[int, tuple[float, grpc.ServicerContext]] = {}  # guarded by _lock
+
+    def receive(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        """The message; raises `StopIteration` if there is none, `grpc.RpcError` if the call ended or came too late."""
+        key = id(context)
+        with self._lock:
+            self._open[key] = (time.monotonic() + self._timeout_s, context)
+        try:
+            return next(messages)
+        finally:
+            with self._lock:
+                del self._open[key]
+
+    def cancel_late(self) -> None:
+        now_s = time.monotonic()
+        with self._lock:
+            late = [context for due_s, context in self._open.values() if due_s <= now_s]
+        for context in late:
+            context.cancel()
+
+
+class _Export:
+    """The handler of TraceService/Export, run by its own threads so that health is answered whatever the disk does."""
+
+    def __init__(self, intake: Intake, settings: GrpcSettings) -> None:
+        self._intake = intake
+        self._settings = settings
+        self.receiving = _Receiving(settings.receive_timeout_s)
+        # grpc runs a handler that has this attribute on these threads.
+        self.experimental_thread_pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="otlp-grpc")
+
+    def __call__(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        try:
+            with self._intake.admit() as permit:
+                body = self._receive(messages, context)
+                permit.grow(len(body))
+                request = Request(body, "protobuf", _compression_of(body), self._settings.max_body_bytes)
+                answer = self._wait(self._intake.offer(request, permit), context)
+        except _IncompleteError as e:
+            answer = self._intake.refuse("incomplete", Answer(Verdict.INVALID, str(e)))
+        except Exception as e:
+            # Also what nobody expected: senders drop what is answered with UNKNOWN.
+            answer = self._intake.retry(e)
+        if answer.verdict is not Verdict.ACCEPTED:
+            context.abort_with_status(_Status(answer, self._intake.settings.retry_after_s))
+        return _RESPONSE
+
+    def _receive(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        try:
+            return self.receiving.receive(messages, context)
+        except StopIteration:
+            raise _IncompleteError("the call ended without a message") from None
+        except grpc.RpcError:
+            limit = self._settings.max_body_bytes
+            why = f"a call ended before its message was whole: over {limit} bytes, too slow, or cancelled by the sender"
+            raise _IncompleteError(why) from None
+
+    def _wait(self, answer: "Future[Answer]", context: grpc.ServicerContext) -> Answer:
+        """The answer, or "come again" if it takes longer than the sender or the settings allow."""
+        settled = threading.Event()
+        answer.add_done_callback(lambda _: settled.set())
+        if not context.add_callback(settled.set):
+            settled.set()  # the call is over
+        timeout_s = self._intake.settings.ack_timeout_s
+        remaining_s = context.time_remaining()
+        settled.wait(timeout_s if remaining_s is None else min(remaining_s, timeout_s))
+        if answer.done():
+            return answer.result()
+        if not context.is_active():
+            return self._intake.refuse(
+                "abandoned", Answer(Verdict.RETRY, "the sender left before its data was durable")
+            )
+        return self._intake.retry(UnavailableError("append", "request", "not durable in time", "send it again"))
+
+
+class _Service(grpc.GenericRpcHandler):
+    def __init__(self, export: _Export) -> None:
+        self._handler: Any = grpc.stream_unary_rpc_method_handler(export)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        return self._handler if handler_call_details.method == METHOD else None
+
+
+class GrpcServer:
+    """OTLP/gRPC and health on one port.
+
+    Args:
+        intake: where requests go.
+        settings: address and limits.
+
+    Raises `ConfigError` if the address cannot be used.
+    """
+
+    def __init__(self, intake: Intake, settings: GrpcSettings) -> None:
+        self._intake = intake
+        self._export = _Export(intake, settings)
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="grpc")
+        self._server = grpc.server(self._pool, handlers=[_Service(self._export)], options=_options(settings))
+        # `maximum_concurrent_rpcs` stays unset: its RESOURCE_EXHAUSTED without RetryInfo makes a Collector drop the data.
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._set_health(serving=True)
+        self._stopping = threading.Event()
+        self._caretaker = threading.Thread(target=self._take_care, name="otlp-grpc-care", daemon=True)
+        host, port = bind(settings.endpoint, self._bind_one)
+        self.address = join_address(host, port)
+
+    def start(self) -> None:
+        """Answer calls from now on."""
+        self._server.start()
+        self._caretaker.start()
+
+    def begin_stop(self, grace_s: float) -> threading.Event:
+        """Take no new calls; the event is set when those under way have ended, after `grace_s` at the latest."""
+        self._health.enter_graceful_shutdown()
+        self._stopping.set()
+        return self._server.stop(grace_s)
+
+    def finish_stop(self) -> None:
+        """End the threads; call it after the event of `begin_stop` is set."""
+        self._stopping.set()
+        self._export.experimental_thread_pool.shutdown(wait=True)
+        self._pool.shutdown(wait=True)
+        if self._caretaker.ident is not None:
+            self._caretaker.join()
+
+    def _bind_one(self, address: str, port: int) -> int:
+        listen(address, port).close()  # grpc does not say why it cannot
+        try:
+            return self._server.add_insecure_port(join_address(address, port))
+        except RuntimeError as e:
+            raise OSError(errno.EADDRINUSE, str(e)) from e
+
+    def _take_care(self) -> None:
+        """Cancel what is not received in time, and let the health service say what the log is like."""
+        serving = True
+        while not self._stopping.wait(_TICK_S):
+            self._export.receiving.cancel_late()
+            if self._intake.healthy != serving:
+                serving = not serving
+                self._set_health(serving=serving)
+
+    def _set_health(self, *, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", SERVICE):
+            self._health.set(name, status)
+
+
+def _options(settings: GrpcSettings) -> list[tuple[str, int]]:
+    ping_ms = round(settings.ping_interval_s * 1000)
+    return [
+        ("grpc.max_receive_message_length", settings.max_body_bytes),
+        ("grpc.per_message_decompression", 0),
+        ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_DEFLATE_GZIP),
+        ("grpc.so_reuseport", 0),  # two servers on one port would each get half of the calls
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", ping_ms),
+    ]

@@ -1,0 +1,350 @@
+"""OTLP over HTTP/1.1: POST /v1/traces in protobuf or JSON, and GET /livez and /readyz.
+
+The event loop only moves bytes; decompressing and decoding run on a few threads.
+
+Source: OTLP specification 1.10, "OTLP/HTTP".
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import socket
+import threading
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import h11
+import uvicorn
+from google.protobuf import json_format
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from otel_audit._receiver_bind import bind, join_address, listen
+from otel_audit._receiver_intake import Answer, Compression, Encoding, Intake, Permit, Request, Verdict
+from otel_audit._receiver_status import status_of
+from otel_audit.errors import UnavailableError
+
+__all__ = ["PATH", "HttpServer", "HttpSettings"]
+
+PATH: Final = "/v1/traces"
+
+_log = logging.getLogger("otel_audit.receiver")
+_ENCODINGS: Final[Mapping[str, Encoding]] = {"application/x-protobuf": "protobuf", "application/json": "json"}
+_MEDIA_TYPES: Final[Mapping[Encoding, str]] = {encoding: name for name, encoding in _ENCODINGS.items()}
+_COMPRESSIONS: Final[Mapping[str, Compression]] = {"": "", "identity": "", "gzip": "gzip", "deflate": "zlib"}
+_RESPONSES: Final[Mapping[Encoding, bytes]] = {"protobuf": b"", "json": b"{}"}  # without partial_success
+_CODES: Final = {Verdict.INVALID: 400, Verdict.TOO_LARGE: 413, Verdict.RETRY: 503}
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """OTLP/HTTP.
+
+    Args:
+        endpoint: `host:port` to listen on.
+        max_body_bytes: largest body, as sent and after decompression.
+        workers: threads that decompress and decode.
+        header_timeout_s: how long a client may take to send the head of a request.
+        receive_timeout_s: how long a sender may take to send the body.
+        idle_timeout_s: how long a connection may stay open without a request.
+        connections_max: connections at a time; more are closed at once.
+    """
+
+    endpoint: str = "localhost:4318"
+    max_body_bytes: int = 64 << 20
+    workers: int = 4
+    header_timeout_s: float = 10.0
+    receive_timeout_s: float = 30.0
+    idle_timeout_s: float = 75.0
+    connections_max: int = 1000
+
+
+class _Refused(Exception):  # noqa: N818 - not an error but an answer
+    """Answer this and read no further."""
+
+    def __init__(self, code: int, reason: str, answer: Answer) -> None:
+        super().__init__(answer.message)
+        self.code = code
+        self.reason = reason
+        self.answer = answer
+
+
+class _Body:
+    """The body of one HTTP request, read part by part."""
+
+    def __init__(self, http: HttpRequest) -> None:
+        self._http = http
+        self._whole = False
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """What is not read yet; raises `ClientDisconnect`."""
+        while not self._whole:
+            message = await self._http.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            self._whole = not message.get("more_body", False)
+            yield message.get("body", b"")
+
+    async def discard(self, limit_bytes: int, timeout_s: float) -> bool:
+        """Read the rest and forget it, within bounds; whether that was all of it.
+
+        A sender that is still sending reads no answer, and a connection that is closed on it looks like a fault of the
+        network, after which it would send the same again.
+        """
+        if "expect" in self._http.headers:
+            return self._whole  # it waits to be asked for the body
+        with contextlib.suppress(ClientDisconnect, TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                async for part in self.parts():
+                    limit_bytes -= len(part)
+                    if limit_bytes < 0:
+                        break
+        return self._whole
+
+
+class _App:
+    """The ASGI application."""
+
+    def __init__(self, intake: Intake, settings: HttpSettings) -> None:
+        self._intake = intake
+        self._settings = settings
+        self.pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="otlp-http")
+        routes = [
+            Route(PATH, self._traces, methods=["POST"]),
+            Route("/livez", self._live, methods=["GET"]),
+            Route("/readyz", self._ready, methods=["GET"]),
+        ]
+        self.asgi = Starlette(routes=routes, exception_handlers={HTTPException: self._http_error})
+
+    async def _live(self, _: HttpRequest) -> Response:
+        return PlainTextResponse("alive\n")
+
+    async def _ready(self, _: HttpRequest) -> Response:
+        if self._intake.healthy:
+            return PlainTextResponse("ready\n")
+        return PlainTextResponse("the log cannot make data durable\n", 503, self._retry_after())
+
+    async def _http_error(self, _: HttpRequest, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        answer = Answer(Verdict.INVALID, f"{error.detail}; send OTLP traces by POST to {PATH}")
+        return self._respond(error.status_code, "json", answer, error.headers)
+
+    async def _traces(self, http: HttpRequest) -> Response:
+        body = _Body(http)
+        encoding: Encoding = "json"  # also that of an answer to a request of an unknown kind
+        try:
+            encoding = _encoding_of(http)
+            compression = _compression_of(http)
+            with self._intake.admit() as permit:
+                request = Request(
+                    await self._read(http, body, permit), encoding, compression, self._settings.max_body_bytes
+                )
+                answer = await self._answer(request, permit)
+            code = _CODES.get(answer.verdict, 200)
+        except _Refused as e:
+            code, answer = e.code, self._intake.refuse(e.reason, e.answer)
+        except Exception as e:
+            # Also what nobody expected: senders drop what is answered with 500.
+            answer = self._intake.retry(e)
+            code = _CODES[Verdict.RETRY]
+        whole = await body.discard(self._settings.max_body_bytes, self._settings.receive_timeout_s)
+        return self._respond(code, encoding, answer, None if whole else {"connection": "close"})
+
+    async def _read(self, http: HttpRequest, body: _Body, permit: Permit) -> bytes:
+        limit = self._settings.max_body_bytes
+        too_large = _Refused(
+            413, "too_large", Answer(Verdict.TOO_LARGE, f"the body is over the limit of {limit} bytes")
+        )
+        if int(http.headers.get("content-length", "0")) > limit:
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._settings.receive_timeout_s):
+                async for part in body.parts():
+                    size += len(part)
+                    if size > limit:
+                        raise too_large
+                    permit.grow(len(part))
+                    parts.append(part)
+        except TimeoutError:
+            slow = f"the body did not arrive within {self._settings.receive_timeout_s:g} s"
+            raise _Refused(503, "incomplete", Answer(Verdict.RETRY, slow)) from None
+        except ClientDisconnect:
+            raise _Refused(
+                503, "incomplete", Answer(Verdict.RETRY, "the sender left before the body was whole")
+            ) from None
+        return b"".join(parts)
+
+    async def _answer(self, request: Request, permit: Permit) -> Answer:
+        loop = asyncio.get_running_loop()
+        pending = await loop.run_in_executor(self.pool, self._intake.offer, request, permit)
+        try:
+            async with asyncio.timeout(self._intake.settings.ack_timeout_s):
+                return await asyncio.wrap_future(pending)
+        except TimeoutError:
+            return self._intake.retry(UnavailableError("append", "request", "not durable in time", "send it again"))
+
+    def _respond(
+        self, code: int, encoding: Encoding, answer: Answer, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """An ExportTraceServiceResponse or a google.rpc.Status, written as the request was."""
+        if answer.verdict is Verdict.ACCEPTED:
+            content = _RESPONSES[encoding]
+        else:
+            status = status_of(answer, self._intake.settings.retry_after_s)
+            json = encoding == "json"
+            content = json_format.MessageToJson(status, indent=None).encode() if json else status.SerializeToString()
+        retry = self._retry_after() if code == _CODES[Verdict.RETRY] else {}
+        return Response(content, code, {**(headers or {}), **retry}, _MEDIA_TYPES[encoding])
+
+    def _retry_after(self) -> dict[str, str]:
+        return {"retry-after": str(max(1, math.ceil(self._intake.settings.retry_after_s)))}
+
+
+def _encoding_of(http: HttpRequest) -> Encoding:
+    given = http.headers.get("content-type", "")
+    encoding = _ENCODINGS.get(given.partition(";")[0].strip().lower())
+    if encoding is None:
+        wanted = " or ".join(_ENCODINGS)
+        told = f"Content-Type {given[:100]!r} is not OTLP; send {wanted}"
+        raise _Refused(415, "content_type", Answer(Verdict.INVALID, told))
+    return encoding
+
+
+def _compression_of(http: HttpRequest) -> Compression:
+    given = http.headers.get("content-encoding", "")
+    compression = _COMPRESSIONS.get(given.strip().lower())
+    if compression is None:
+        told = f"Content-Encoding {given[:100]!r} is not supported; send gzip or none"
+        raise _Refused(415, "content_encoding", Answer(Verdict.INVALID, told))
+    return compression
+
+
+# --- the server ---------------------------------------------------------------------------------------------------------
+class _Protocol(H11Protocol):
+    """uvicorn's protocol, with a limit to connections and to the time that the head of a request may take."""
+
+    header_timeout_s: float
+    connections_max: int
+    _header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.connections_max:
+            transport.abort()  # OTLP senders come again
+            return
+        self._watch_header()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_header()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.trailing_data[0]:  # the next request has begun already
+            self._watch_header()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watching()
+        super().connection_lost(exc)
+
+    def _watch_header(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_watching()
+        elif self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.header_timeout_s, self.transport.abort)
+
+    def _stop_watching(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn that says when it accepts connections."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepting = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.accepting.set()
+
+
+class HttpServer:
+    """OTLP/HTTP on a thread and an event loop of its own.
+
+    Args:
+        intake: where requests go.
+        settings: address and limits.
+
+    Raises `ConfigError` if the address cannot be used.
+    """
+
+    def __init__(self, intake: Intake, settings: HttpSettings) -> None:
+        self._app = _App(intake, settings)
+        self._sockets: list[socket.socket] = []
+        try:
+            host, port = bind(settings.endpoint, self._bind_one)
+        except BaseException:
+            self._close_sockets()
+            raise
+        self.address = join_address(host, port)
+        limits = {"header_timeout_s": settings.header_timeout_s, "connections_max": settings.connections_max}
+        config = uvicorn.Config(
+            self._app.asgi,
+            http=type("_LimitedProtocol", (_Protocol,), limits),
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            log_level=logging.WARNING,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=math.ceil(settings.idle_timeout_s),
+        )
+        self._server = _Uvicorn(config)
+        self._thread = threading.Thread(target=self._run, name="otlp-http", daemon=True)
+
+    def start(self) -> None:
+        """Answer requests from now on."""
+        self._thread.start()
+        self._server.accepting.wait(10)
+
+    def begin_stop(self, grace_s: float) -> None:
+        """Take no new connections; requests under way may take `grace_s` more."""
+        self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
+        self._server.should_exit = True
+
+    def finish_stop(self) -> None:
+        """Wait for the end of requests under way, as `begin_stop` allows, and end the threads."""
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._close_sockets()
+        self._app.pool.shutdown(wait=True)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._server.serve(sockets=self._sockets))
+        except Exception:
+            _log.exception("OTLP/HTTP stopped")
+
+    def _bind_one(self, address: str, port: int) -> int:
+        sock = listen(address, port)
+        self._sockets.append(sock)
+        return int(sock.getsockname()[1])
+
+    def _close_sockets(self) -> None:
+        for sock in self._sockets:
+            sock.close()

@@ -1,0 +1,459 @@
+"""What gRPC and HTTP have in common: a request body goes in, an answer comes out once its data is durable.
+
+The transports differ only in how they carry the body and the answer. Which answer it is, what is counted, how many bytes
+may be under way, and whether the log is healthy are decided here.
+"""
+
+import logging
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError, Future
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from functools import cache
+from types import MappingProxyType
+from typing import Final, Literal, Protocol, Self
+
+import pyarrow as pa
+
+from otel_audit.auditlog import Receipt
+from otel_audit.errors import AuditError, DecodeError, LogClosedError, OverloadedError, TooLargeError
+from otel_audit.otlp import Decoded
+from otel_audit.record import Quarantined, span_schema
+
+__all__ = [
+    "Answer",
+    "Compression",
+    "Decodes",
+    "Encoding",
+    "Intake",
+    "IntakeSettings",
+    "Permit",
+    "ReceiverStats",
+    "Request",
+    "Sink",
+    "Verdict",
+    "inflate",
+]
+
+Encoding = Literal["protobuf", "json"]
+Compression = Literal["", "gzip", "zlib"]
+
+_log = logging.getLogger("otel_audit.receiver")
+_BLOCK_BYTES: Final = 1 << 20
+_SLICE_BYTES: Final = 1 << 16
+_REQUEST_BYTES: Final = 4096  # what a request costs whatever its size, so that many tiny ones are bounded as well
+_MESSAGE_CHARS: Final = 500  # gRPC carries it in a header
+_QUIET_S: Final = 10.0  # the same complaint is logged at most once in this time
+_WBITS: Final = {"gzip": 31, "zlib": 15}
+_RECOVERY_S: Final = 5.0  # after a failure the log counts as unhealthy this long, unless it proves otherwise
+
+
+class Sink(Protocol):
+    """The part of `AuditLog` that a receiver needs."""
+
+    def submit(self, decoded: Decoded, /) -> "Future[Receipt]":
+        """A future that resolves once the data is durable; raises `AuditError` if it is not even taken."""
+
+
+class Decodes(Protocol):
+    """The part of `Decoder` that a receiver needs."""
+
+    def decode(self, body: bytes, /) -> Decoded:
+        """Records of a protobuf body; raises `DecodeError`."""
+
+    def decode_json(self, body: bytes, /) -> Decoded:
+        """Records of an OTLP/JSON body; raises `DecodeError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeSettings:
+    """Limits that hold for all transports together.
+
+    Args:
+        max_in_flight_bytes: bytes of request bodies held at once; requests beyond are told to come again.
+        decoders: how many bodies are decoded at a time. Decoding holds the interpreter, so more of them at once only
+            make every one of them slower.
+        retry_after_s: when a sender that could not be served should try again.
+        ack_timeout_s: how long a request waits to become durable before its sender is told to come again.
+    """
+
+    max_in_flight_bytes: int = 256 << 20
+    decoders: int = 1
+    retry_after_s: float = 1.0
+    ack_timeout_s: float = 30.0
+
+
+class Verdict(Enum):
+    """What a sender is told; each transport has its own words for it."""
+
+    ACCEPTED = "accepted"  # durable
+    INVALID = "invalid"  # not OTLP; kept in quarantine, sending it again will not help
+    TOO_LARGE = "too_large"  # not kept, sending it again will not help
+    RETRY = "retry"  # not durable, send it again
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The outcome of one request.
+
+    Args:
+        verdict: what to tell the sender.
+        message: one sentence for whoever reads the sender's log; empty on success.
+    """
+
+    verdict: Verdict
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverStats:
+    """Counters since start.
+
+    Args:
+        requests: requests whose data is durable and acknowledged, or would be had the sender waited.
+        spans: spans in those requests, of which `skipped` are not audit records.
+        records: new records in the log; `duplicates` were there before.
+        quarantined: entries kept in quarantine.
+        refused: requests answered otherwise than with success, by reason.
+        in_flight_bytes: request bodies held now; `in_flight_bytes_max` is the most there ever were.
+        healthy: whether the log could make data durable when last tried.
+    """
+
+    requests: int = 0
+    spans: int = 0
+    skipped: int = 0
+    records: int = 0
+    duplicates: int = 0
+    quarantined: int = 0
+    refused: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    in_flight_bytes: int = 0
+    in_flight_bytes_max: int = 0
+    healthy: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request body as it came.
+
+    Args:
+        body: the bytes, still compressed if `compression` says so.
+        encoding: what the bytes are once decompressed.
+        compression: gzip (RFC 1952, any number of members), zlib (RFC 1950), or none.
+        limit_bytes: the most it may be once decompressed.
+    """
+
+    body: bytes
+    encoding: Encoding = "protobuf"
+    compression: Compression = ""
+    limit_bytes: int = 64 << 20
+
+
+def inflate(data: bytes, compression: Compression, limit_bytes: int, grow: Callable[[int], None]) -> bytes:
+    """`data` decompressed, never holding more than `limit_bytes` and one block of it.
+
+    Args:
+        data: the compressed bytes.
+        compression: how they are compressed.
+        limit_bytes: the largest result.
+        grow: told how many bytes are about to be added to the result; may raise to stop.
+
+    Raises:
+        TooLargeError: the result would be larger than `limit_bytes`.
+        DecodeError: `data` is damaged or ends early.
+    """
+    if not compression:
+        return data
+    blocks: list[bytes] = []
+    total = 0
+    try:
+        for block in _inflated(data, _WBITS[compression]):
+            total += len(block)
+            if total > limit_bytes:
+                raise TooLargeError("decompress", "request", f"over the limit of {limit_bytes} bytes")
+            grow(len(block))
+            blocks.append(block)
+    except zlib.error as e:
+        raise DecodeError("decompress", "request", f"damaged {compression} data: {e}") from e
+    return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+
+def _inflated(data: bytes, wbits: int) -> Iterator[bytes]:
+    """The decompressed blocks of `data`; input goes in by slices, because zlib copies what it leaves over."""
+    stream = zlib.decompressobj(wbits)
+    view = memoryview(data)
+    for start in range(0, len(view), _SLICE_BYTES):
+        rest: bytes | memoryview = view[start : start + _SLICE_BYTES]
+        while len(rest):
+            if stream.eof:  # the next gzip member
+                stream = zlib.decompressobj(wbits)
+            yield stream.decompress(rest, _BLOCK_BYTES)
+            rest = stream.unused_data or stream.unconsumed_tail
+    while block := stream.decompress(b"", _BLOCK_BYTES):  # held back by the size of the last block
+        yield block
+    if not stream.eof:
+        raise zlib.error("it ends early")
+
+
+class Permit:
+    """The bytes that one request holds, until its data is durable or refused.
+
+    A context manager gives them back, unless `Intake.offer` has taken the permit over: a sender may leave, while what it
+    sent still waits for the disk.
+    """
+
+    def __init__(self, intake: "Intake") -> None:
+        self._intake = intake
+        self._lock = threading.Lock()  # guards the fields below: one thread may grow it while another gives it up
+        self._held_bytes = 0
+        self._closed = False
+        self._taken_over = False
+
+    def grow(self, size_bytes: int) -> None:
+        """Hold `size_bytes` more; raises `OverloadedError` when that is more than all requests may hold together."""
+        with self._lock:
+            if self._closed:
+                raise OverloadedError("receive", "request", "it was given up", "send it again")
+            self._intake.hold(size_bytes)
+            self._held_bytes += size_bytes
+
+    def close(self) -> None:
+        """Give back everything."""
+        with self._lock:
+            self._closed = True
+            self._intake.release(self._held_bytes)
+            self._held_bytes = 0
+
+    def close_with(self, answer: "Future[Answer]") -> None:
+        """Give back everything once there is an answer, and not before."""
+        self._taken_over = True
+        answer.add_done_callback(lambda _: self.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._taken_over:
+            self.close()
+
+
+class Intake:
+    """Turns request bodies into answers; thread-safe.
+
+    Args:
+        sink: where decoded data goes, an `AuditLog`.
+        decoder: a `Decoder`.
+        settings: limits.
+        clock: monotonic seconds; tests replace it.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        decoder: Decodes,
+        settings: IntakeSettings = IntakeSettings(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self._sink = sink
+        self._decoder = decoder
+        self._clock = clock
+        self._decoding = threading.BoundedSemaphore(settings.decoders)
+        self._lock = threading.Lock()  # guards everything below
+        self._in_flight_bytes = 0
+        self._in_flight_bytes_max = 0
+        self._counts = _Counts()
+        self._refused: Counter[str] = Counter()
+        self._complained_s: dict[str, float] = {}
+        self._failed_s: float | None = None  # when the log last failed to make data durable; None: it works
+        self._draining = False
+
+    # --- admission ------------------------------------------------------------------------------------------------------
+    def admit(self) -> Permit:
+        """A permit for one request.
+
+        Raises:
+            LogClosedError: the receiver is stopping.
+            OverloadedError: too many bytes are under way.
+        """
+        if self._draining:
+            raise LogClosedError("receive", "request", "the server is stopping", "send it again")
+        permit = Permit(self)
+        permit.grow(_REQUEST_BYTES)
+        return permit
+
+    def hold(self, size_bytes: int) -> None:
+        """Count `size_bytes` as under way; raises `OverloadedError` beyond the limit."""
+        limit = self.settings.max_in_flight_bytes
+        with self._lock:
+            if self._in_flight_bytes + size_bytes <= limit:
+                self._in_flight_bytes += size_bytes
+                self._in_flight_bytes_max = max(self._in_flight_bytes_max, self._in_flight_bytes)
+                return
+        raise OverloadedError("receive", "request", f"over {limit} bytes of requests are under way", "send it again")
+
+    def release(self, size_bytes: int) -> None:
+        """Give back what `hold` took."""
+        with self._lock:
+            self._in_flight_bytes -= size_bytes
+
+    def drain(self) -> None:
+        """Answer every new request with "come again"; those under way go on."""
+        self._draining = True
+
+    @property
+    def draining(self) -> bool:
+        """Whether `drain` was called."""
+        return self._draining
+
+    # --- requests -------------------------------------------------------------------------------------------------------
+    def offer(self, request: Request, permit: Permit) -> "Future[Answer]":
+        """The answer to a request, resolved once its data is durable or will not become so.
+
+        Never raises; the future holds an `Answer`, never an exception, and cannot be cancelled.
+
+        Args:
+            request: the body.
+            permit: holds the bytes of the body already, and is made to hold those of the decompressed body. It is given
+                back once there is an answer.
+        """
+        answer: Future[Answer] = Future()
+        answer.set_running_or_notify_cancel()
+        permit.close_with(answer)
+        try:
+            decoded, invalid = self._decode(request, permit)
+            durable = self._sink.submit(decoded)
+        except TooLargeError as e:
+            answer.set_result(self.refuse("too_large", Answer(Verdict.TOO_LARGE, str(e))))
+        except MemoryError:
+            answer.set_result(self.retry(OverloadedError("receive", "request", "out of memory", "send it again")))
+        except Exception as e:
+            answer.set_result(self.retry(e))
+        else:
+            durable.add_done_callback(lambda done: answer.set_result(self._settle(done, decoded, invalid)))
+        return answer
+
+    def _decode(self, request: Request, permit: Permit) -> tuple[Decoded, str]:
+        """What to store for a request, and what to tell its sender if it is not OTLP."""
+        body = request.body
+        try:
+            body = inflate(body, request.compression, request.limit_bytes, permit.grow)
+        except TooLargeError:
+            raise
+        except DecodeError as e:
+            return self._not_otlp(request, body, e)
+        try:
+            with self._decoding:
+                decode = self._decoder.decode if request.encoding == "protobuf" else self._decoder.decode_json
+                return decode(body), ""
+        except MemoryError:
+            raise
+        except DecodeError as e:
+            return self._not_otlp(request, body, e)
+        except Exception as e:
+            # A fault of ours must neither lose what was sent nor hold up the sender's queue for ever.
+            _log.exception("decode request of %d bytes: unexpected error; kept in quarantine, acknowledged", len(body))
+            return _quarantined(request, body, "internal_error", f"{type(e).__name__}: {e}"), ""
+
+    @staticmethod
+    def _not_otlp(request: Request, body: bytes, error: DecodeError) -> tuple[Decoded, str]:
+        told = f"{str(error)[:_MESSAGE_CHARS]}; it was kept in quarantine, sending it again will not help"
+        return _quarantined(request, body, "request_undecodable", str(error)), told
+
+    def _settle(self, durable: "Future[Receipt]", decoded: Decoded, invalid: str) -> Answer:
+        try:
+            receipt = durable.result()
+        except (Exception, CancelledError) as e:
+            return self.retry(e)
+        with self._lock:
+            self._counts.add(decoded, receipt, acknowledged=not invalid)
+            failed_s, self._failed_s = self._failed_s, None
+        if failed_s is not None:
+            _log.warning("the log makes data durable again")
+        if invalid:
+            return self.refuse("undecodable", Answer(Verdict.INVALID, invalid))
+        return Answer(Verdict.ACCEPTED)
+
+    # --- refusals -------------------------------------------------------------------------------------------------------
+    def retry(self, error: BaseException) -> Answer:
+        """The answer to a request whose data is not durable, because of `error`."""
+        if isinstance(error, OverloadedError):
+            return self.refuse("overloaded", Answer(Verdict.RETRY, str(error)))
+        if isinstance(error, LogClosedError):
+            return self.refuse("stopping", Answer(Verdict.RETRY, str(error)))
+        with self._lock:
+            was_s, self._failed_s = self._failed_s, self._clock()
+        if was_s is None:
+            expected = isinstance(error, AuditError) and error.retryable
+            trace = None if expected else error
+            _log.error("data is not durable, senders are told to come again: %r", error, exc_info=trace)
+        message = str(error) if isinstance(error, AuditError) else "append to log: internal error; send it again"
+        return self.refuse("unavailable", Answer(Verdict.RETRY, message))
+
+    def refuse(self, reason: str, answer: Answer) -> Answer:
+        """Count and log a refusal; gives back `answer`."""
+        now_s = self._clock()
+        with self._lock:
+            self._refused[reason] += 1
+            total = self._refused[reason]
+            speak = now_s - self._complained_s.get(reason, -_QUIET_S) >= _QUIET_S
+            if speak:
+                self._complained_s[reason] = now_s
+        if speak:
+            _log.warning("request refused (%s, %d so far): %s", reason, total, answer.message)
+        return answer
+
+    # --- state ----------------------------------------------------------------------------------------------------------
+    @property
+    def healthy(self) -> bool:
+        """Whether the log makes data durable, as far as is known.
+
+        A failure counts for a few seconds only: without requests nobody would ever learn that the disk has room again.
+        """
+        failed_s = self._failed_s
+        return not self._draining and (failed_s is None or self._clock() - failed_s >= _RECOVERY_S)
+
+    def stats(self) -> ReceiverStats:
+        """The counters now."""
+        healthy = self.healthy
+        with self._lock:
+            return ReceiverStats(
+                **asdict(self._counts),
+                refused=MappingProxyType(dict(self._refused)),
+                in_flight_bytes=self._in_flight_bytes,
+                in_flight_bytes_max=self._in_flight_bytes_max,
+                healthy=healthy,
+            )
+
+
+@dataclass(slots=True)
+class _Counts:
+    requests: int = 0
+    spans: int = 0
+    skipped: int = 0
+    records: int = 0
+    duplicates: int = 0
+    quarantined: int = 0
+
+    def add(self, decoded: Decoded, receipt: Receipt, *, acknowledged: bool) -> None:
+        self.requests += acknowledged
+        self.spans += decoded.spans
+        self.skipped += decoded.skipped
+        self.records += receipt.accepted
+        self.duplicates += receipt.duplicates
+        self.quarantined += receipt.quarantined
+
+
+def _quarantined(request: Request, body: bytes, reason: str, detail: str) -> Decoded:
+    """A whole request as one quarantine entry; `body` is the request's, decompressed as far as it could be."""
+    compressed = f"+{request.compression}" if body is request.body and request.compression else ""
+    entry = Quarantined(reason=reason, detail=detail, payload=body, kind=f"otlp.request+{request.encoding}{compressed}")
+    return Decoded(records=_no_records(), quarantine=(entry,), spans=0, skipped=0)
+
+
+@cache
+def _no_records() -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([], schema=span_schema())

@@ -173,7 +173,7 @@ class _Waiting:
     @property
     def size(self) -> int:
         """Records in it; one at least, so that a queue of quarantine entries is bounded as well."""
-        return max(self.decoded.records.num_rows, 1)
+        return max(int(self.decoded.records.num_rows), 1)
 
 
 class AuditLog:

@@ -1,12 +1,12 @@
 """A seal or compaction broken after each of its steps, by an error and by SIGKILL, leaves every record there once."""
 
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from deltalake import DeltaTable
 
 from otel_audit import lake as lake_module
 from otel_audit import sealer as sealer_module
@@ -23,7 +23,7 @@ STEPS = [
     (lake_module, "_writer"),
     (lake_module.Lake, "_write"),
     (lake_module, "fsync_path"),
-    (lake_module.DeltaTable, "create_write_transaction"),
+    (DeltaTable, "create_write_transaction"),
     (lake_module.Lake, "_sync_log"),
     (lake_module.Lake, "_commit"),
     (lake_module.Lake, "seal"),
@@ -38,7 +38,7 @@ def test_a_step_that_fails_is_repeated_and_nothing_is_lost_or_doubled(
 ) -> None:
     owner, name = step
     real = getattr(owner, name)
-    broken = []
+    broken: list[int] = []
 
     def breaks(*args: object, **kwargs: object) -> object:
         if broken:
@@ -163,7 +163,6 @@ def test_a_store_that_cannot_be_written_holds_up_no_append_and_sealing_goes_on_b
 ) -> None:
     with AuditLog.open(tmp_path, LogSettings(segment_rows=50, segment_age_s=3600, disk_reserve_bytes=0)) as log:
         with monkeypatch.context() as m:
-            m.setattr(os, "environ", dict(os.environ))
             m.setattr(lake_module, "_writer", _no_space)
             for seed in range(10):
                 assert log.append(decoded(50, seed)).accepted == 50

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_retries_of_old_records_are_read_back_from_the_store(tmp_path: Path) -> 
 def test_eight_senders_of_the_same_batch_at_once_add_it_once(tmp_path: Path) -> None:
     with AuditLog.open(tmp_path, SLOW) as log:
         barrier = threading.Barrier(8)
-        accepted = []
+        accepted: list[int] = []
 
         def send() -> None:
             barrier.wait()
@@ -232,7 +233,7 @@ def test_quarantine_entries_are_durable_before_the_receipt(tmp_path: Path) -> No
 def test_recorded_at_never_goes_back_when_the_clock_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([2_000_000_000_000_000_000, 1_000_000_000_000_000_000, 1_500_000_000_000_000_000])
     with AuditLog.open(tmp_path, SLOW) as log:
-        monkeypatch.setattr(auditlog_module.time, "time_ns", lambda: next(times))
+        monkeypatch.setattr(time, "time_ns", lambda: next(times))
         for seed in range(3):
             log.append(decoded(1, seed))
         monkeypatch.undo()

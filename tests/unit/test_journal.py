@@ -5,7 +5,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from otel_audit import journal as journal_module
 from otel_audit.errors import CorruptLogError, UnavailableError
 from otel_audit.journal import FrameFile, Journal, JournalTail, scan
 from otel_audit.record import schema
@@ -135,11 +134,11 @@ def test_a_write_that_fails_leaves_nothing_in_the_chain(
             real(*args)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(journal_module.os, call, fails)
+    monkeypatch.setattr(os, call, fails)
     with pytest.raises(UnavailableError) as caught:
         file.append([b"refused" * 100])
     assert caught.value.retryable
-    monkeypatch.setattr(journal_module.os, call, real)
+    monkeypatch.setattr(os, call, real)
     file.append([b"next"])
     assert payloads_of(path) == [b"kept", b"next"]
 
@@ -153,8 +152,8 @@ def test_a_failed_write_that_cannot_be_cut_back_keeps_the_file_open(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as m:
-        m.setattr(journal_module.os, "fdatasync", fails)
-        m.setattr(journal_module.os, "ftruncate", fails)
+        m.setattr(os, "fdatasync", fails)
+        m.setattr(os, "ftruncate", fails)
         with pytest.raises(UnavailableError):
             file.append([b"refused"])
         assert not file.close()
@@ -172,7 +171,7 @@ def test_short_writes_are_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         joined = b"".join(bytes(v) for v in views)
         return real(fd, [joined[: rng.randrange(1, len(joined) + 1)]])
 
-    monkeypatch.setattr(journal_module.os, "writev", short)
+    monkeypatch.setattr(os, "writev", short)
     written(tmp_path / "f", PAYLOADS).close()
     assert payloads_of(tmp_path / "f") == PAYLOADS
 

@@ -192,6 +192,8 @@ class Memory:
         self._pending: list[Hashes] = []
         self._pending_count = 0
         self._span: _Span | None = None
+        # What was last asked for, as text and hashed: when all of it is new, `add` needs the same.
+        self._asked: tuple[Keys, list[bytes], Hashes | None] | None = None
         self._runs = _Runs(ids_max // _RUN + 1)
         self._bitmap = _Bitmap()
 
@@ -220,6 +222,7 @@ class Memory:
         if not len(keys):
             return None
         texts = _as_bytes(keys)
+        self._asked = (keys, texts, None)
         unique = set(texts)
         found: set[bytes] = set()
         if not self._recent.isdisjoint(unique):
@@ -241,6 +244,7 @@ class Memory:
     def _found_by_hash(self, keys: Keys, texts: list[bytes], known: set[bytes]) -> set[bytes]:
         """Of the rows not known yet, those whose hash is found and whose stored record is the same."""
         hashes = self._hash(keys)
+        self._asked = (keys, texts, hashes)
         questions: list[tuple[_Span, npt.NDArray[np.intp]]] = []
         if self._span is not None and len(self._sorted):
             at = np.minimum(np.searchsorted(self._sorted, hashes), len(self._sorted) - 1)
@@ -268,14 +272,21 @@ class Memory:
 
     def add(self, keys: Keys, first_seq: int, recorded_us: int) -> None:
         """Remember records just made durable, numbered from `first_seq` on; call in order of number."""
+        asked, texts, hashes = self._asked or (None, [], None)
+        if asked is not keys:
+            texts, hashes = _as_bytes(keys), None
+        if hashes is None:
+            hashes = self._hash(keys)
+        self._asked = None
         for start in range(0, len(keys), _RECENT):
-            self._add(keys[start : start + _RECENT], first_seq + start, recorded_us)
+            piece = slice(start, start + _RECENT)
+            self._add(texts[piece], hashes[piece], first_seq + start, recorded_us)
 
-    def _add(self, keys: Keys, first_seq: int, recorded_us: int) -> None:
-        self._recent.update(_as_bytes(keys))
-        self._pending.append(self._hash(keys))
-        self._pending_count += len(keys)
-        last = first_seq + len(keys) - 1
+    def _add(self, texts: list[bytes], hashes: Hashes, first_seq: int, recorded_us: int) -> None:
+        self._recent.update(texts)
+        self._pending.append(hashes)
+        self._pending_count += len(texts)
+        last = first_seq + len(texts) - 1
         if self._span is None:
             self._span = _Span(first_seq, last, recorded_us)
         else:

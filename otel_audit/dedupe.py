@@ -73,8 +73,8 @@ def keys_of(batch: pa.RecordBatch | pa.Table) -> Keys:
 
 
 def _as_bytes(keys: Keys) -> list[bytes]:
-    joined = keys.tobytes()
-    return [joined[i : i + _KEY_BYTES] for i in range(0, len(joined), _KEY_BYTES)]
+    texts: list[bytes] = np.ascontiguousarray(keys).view(f"V{_KEY_BYTES}").ravel().tolist()
+    return texts
 
 
 @dataclass(slots=True)

@@ -1,0 +1,1 @@
+"""A small CRM: companies, contacts, deals and activities behind an HTTP API."""

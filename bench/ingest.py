@@ -139,7 +139,9 @@ def _load(address: str, outstanding: int) -> int:
 
 
 # --- measurements -------------------------------------------------------------------------------------------------------
-def throughput(seconds: float = 15.0, spans: int = 1000, outstanding: int = 16, directory: str | None = None) -> list[Row]:
+def throughput(
+    seconds: float = 15.0, spans: int = 1000, outstanding: int = 16, directory: str | None = None
+) -> list[Row]:
     """Durable records a second of one server process over OTLP/gRPC, as many as it takes to keep it busy."""
     with (
         tempfile.TemporaryDirectory(dir=directory) as folder,
@@ -181,7 +183,12 @@ def latency(
     note = f"{rate} records/s in {spans}-span requests for {result['seconds']:.0f} s"
     return [
         _row("acknowledgement, p50", result["p50_ms"], "ms", note),
-        _row("acknowledgement, p99", result["p99_ms"], "ms", f"max {result['max_ms']:.1f} ms, {result['retries']} retries"),
+        _row(
+            "acknowledgement, p99",
+            result["p99_ms"],
+            "ms",
+            f"max {result['max_ms']:.1f} ms, {result['retries']} retries",
+        ),
         _row("server CPU at that rate", cpu, "cores", ""),
     ]
 
@@ -194,7 +201,14 @@ def stock_decode(bodies: list[bytes], spans: int = 1000) -> list[Row]:
         for body in bodies:
             _stock(body)
         rounds.append(len(bodies) * spans / (time.perf_counter() - started))
-    return [_row("decode with the stock protobuf classes", statistics.median(rounds), "records/s", "parse and read, no storage")]
+    return [
+        _row(
+            "decode with the stock protobuf classes",
+            statistics.median(rounds),
+            "records/s",
+            "parse and read, no storage",
+        )
+    ]
 
 
 def _stock(body: bytes) -> list[tuple[Any, ...]]:
@@ -202,10 +216,15 @@ def _stock(body: bytes) -> list[tuple[Any, ...]]:
     request = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
     out = []
     for resource_spans in request.resource_spans:
-        resource = {a.key: getattr(a.value, a.value.WhichOneof("value") or "string_value") for a in resource_spans.resource.attributes}
+        resource = {
+            a.key: getattr(a.value, a.value.WhichOneof("value") or "string_value")
+            for a in resource_spans.resource.attributes
+        }
         for scope_spans in resource_spans.scope_spans:
             for span in scope_spans.spans:
-                attributes = {a.key: getattr(a.value, a.value.WhichOneof("value") or "string_value") for a in span.attributes}
+                attributes = {
+                    a.key: getattr(a.value, a.value.WhichOneof("value") or "string_value") for a in span.attributes
+                }
                 times = span.start_time_unix_nano, span.end_time_unix_nano
                 out.append((span.trace_id, span.span_id, *times, span.kind, resource.get("service.name"), attributes))
     return out
@@ -225,7 +244,8 @@ def sqlite_full(bodies: list[bytes], directory: str | None = None) -> list[Row]:
         prepared = []
         for batch in batches:
             values = [
-                (c.cast("int64") if c.type.__class__.__name__ == "TimestampType" else c).to_pylist() for c in batch.columns
+                (c.cast("int64") if c.type.__class__.__name__ == "TimestampType" else c).to_pylist()
+                for c in batch.columns
             ]
             prepared.append(list(zip(*values, strict=True)))
         started = time.perf_counter()

@@ -48,6 +48,7 @@ _SLICE_BYTES: Final = 1 << 16
 _REQUEST_BYTES: Final = 4096  # what a request costs whatever its size, so that many tiny ones are bounded as well
 _MESSAGE_CHARS: Final = 500  # gRPC carries it in a header
 _QUIET_S: Final = 10.0  # the same complaint is logged at most once in this time
+_INFLATERS: Final = 2  # at a time: each may hold its result twice for a moment
 _WBITS: Final = {"gzip": 31, "zlib": 15}
 _RECOVERY_S: Final = 5.0  # after a failure the log counts as unhealthy this long, unless it proves otherwise
 
@@ -176,9 +177,11 @@ def inflate(data: bytes, compression: Compression, limit_bytes: int, grow: Calla
                 raise TooLargeError("decompress", "request", f"over the limit of {limit_bytes} bytes")
             grow(len(block))
             blocks.append(block)
+        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
     except zlib.error as e:
         raise DecodeError("decompress", "request", f"damaged {compression} data: {e}") from e
-    return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+    finally:
+        blocks.clear()  # an error would keep them as long as someone looks at it
 
 
 def _inflated(data: bytes, wbits: int) -> Iterator[bytes]:
@@ -262,6 +265,7 @@ class Intake:
         self._decoder = decoder
         self._clock = clock
         self._decoding = threading.BoundedSemaphore(settings.decoders)
+        self._inflating = threading.BoundedSemaphore(_INFLATERS)
         self._lock = threading.Lock()  # guards everything below
         self._in_flight_bytes = 0
         self._in_flight_bytes_max = 0
@@ -340,7 +344,8 @@ class Intake:
         """What to store for a request, and what to tell its sender if it is not OTLP."""
         body = request.body
         try:
-            body = inflate(body, request.compression, request.limit_bytes, permit.grow)
+            with self._inflating:
+                body = inflate(body, request.compression, request.limit_bytes, permit.grow)
         except TooLargeError:
             raise
         except DecodeError as e:

@@ -22,7 +22,7 @@ from otel_audit.errors import ConfigError
 from otel_audit.otlp import DecodeSettings
 from otel_audit.receiver import GrpcSettings, HttpSettings, ReceiverSettings, parse_endpoint
 
-__all__ = ["ServerSettings", "keys", "load"]
+__all__ = ["ServerSettings", "load", "setting_keys"]
 
 _DEFAULT_DIRECTORY: Final = "./audit-log"
 _PROTOCOLS: Final = "receivers.otlp.protocols"
@@ -134,7 +134,7 @@ _BY_FLAG: Final = {s.flag: s for s in _SETTINGS if s.flag}
 _SECTIONS: Final = {key.rsplit(".", n)[0] for key in _BY_KEY for n in range(1, key.count(".") + 1)}
 
 
-def keys() -> tuple[str, ...]:
+def setting_keys() -> tuple[str, ...]:
     """Every key that a configuration file may have."""
     return tuple(_BY_KEY)
 

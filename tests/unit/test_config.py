@@ -1,0 +1,166 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from otel_audit import config
+from otel_audit.config import ServerSettings, load
+from otel_audit.errors import ConfigError
+
+WHOLE = """
+receivers:
+  otlp:
+    retry_after: 500ms
+    ack_timeout: 1m30s
+    max_in_flight_mib: 128
+    protocols:
+      grpc:
+        endpoint: 127.0.0.1:14317
+        max_recv_msg_size_mib: 16
+        read_timeout: 5s
+        workers: 8
+      http:
+        endpoint: "[::1]:14318"
+        max_request_body_size: 1000
+        read_timeout: 6s
+        read_header_timeout: 7s
+        idle_timeout: 1m
+        max_connections: 10
+log:
+  directory: /var/lib/audit
+  name: production
+  segment_rows: 1000
+  segment_age: 5m
+  dedupe_window: 1h
+exclude_routes: [/healthz, /internal/*]
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "audit.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def fault(folder: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(write(folder, text))
+    return str(error.value)
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OTEL_AUDIT_DIR", raising=False)
+
+
+def test_defaults_are_the_otlp_ports_on_localhost() -> None:
+    settings = load()
+    assert settings == ServerSettings()
+    assert settings.directory == "./audit-log"
+    assert settings.receiver.grpc
+    assert settings.receiver.http
+    assert (settings.receiver.grpc.endpoint, settings.receiver.http.endpoint) == ("localhost:4317", "localhost:4318")
+
+
+def test_every_key_of_a_file_arrives(tmp_path: Path) -> None:
+    settings = load(write(tmp_path, WHOLE))
+    grpc, http, intake = settings.receiver.grpc, settings.receiver.http, settings.receiver.intake
+    assert grpc
+    assert http
+    assert (grpc.endpoint, grpc.max_body_bytes, grpc.receive_timeout_s, grpc.workers) == (
+        "127.0.0.1:14317",
+        16 << 20,
+        5,
+        8,
+    )
+    assert (http.endpoint, http.max_body_bytes, http.connections_max) == ("[::1]:14318", 1000, 10)
+    assert (http.receive_timeout_s, http.header_timeout_s, http.idle_timeout_s) == (6, 7, 60)
+    assert (intake.retry_after_s, intake.ack_timeout_s, intake.max_in_flight_bytes) == (0.5, 90, 128 << 20)
+    assert (settings.directory, settings.log.name, settings.log.segment_rows) == ("/var/lib/audit", "production", 1000)
+    assert (settings.log.segment_age_s, settings.log.dedupe_window_s) == (300, 3600)
+    assert settings.decode.exclude_routes == ("/healthz", "/internal/*")
+
+
+def flat(tree: object, above: str = "") -> set[str]:
+    if not isinstance(tree, dict):
+        return {above}
+    return {key for name, below in tree.items() for key in flat(below, f"{above}.{name}".lstrip("."))}
+
+
+def test_the_file_above_has_every_setting() -> None:
+    assert flat(yaml.safe_load(WHOLE)) == set(config.setting_keys())
+
+
+def test_flags_go_over_the_file_the_file_over_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_AUDIT_DIR", "from-environment")
+    assert load().directory == "from-environment"
+    file = write(tmp_path, WHOLE)
+    assert load(file).directory == "/var/lib/audit"
+    settings = load(file, {"dir": "from-flag", "grpc": "127.0.0.1:0", "http": None})
+    assert settings.directory == "from-flag"
+    assert settings.receiver.grpc
+    assert settings.receiver.http
+    assert settings.receiver.grpc.endpoint == "127.0.0.1:0"
+    assert settings.receiver.grpc.workers == 8, "other settings of the file stay"
+    assert settings.receiver.http.endpoint == "[::1]:14318"
+
+
+def test_keys_of_the_file_work_as_overrides_too() -> None:
+    assert load(None, {"log.segment_age": "5s"}).log.segment_age_s == 5
+    with pytest.raises(ConfigError, match=r"command line, log\.segment_agge.*did you mean segment_age"):
+        load(None, {"log.segment_agge": "5s"})
+
+
+@pytest.mark.parametrize("text", ["", "receivers:\n", "receivers: {otlp: {protocols: }}\n", "log: {name: a}\n"])
+def test_both_protocols_are_on_unless_the_file_lists_some(tmp_path: Path, text: str) -> None:
+    settings = load(write(tmp_path, text))
+    assert settings.receiver.grpc
+    assert settings.receiver.http
+
+
+@pytest.mark.parametrize("text", ["grpc:", "grpc: {workers: 4}", "grpc: {}"])
+def test_a_protocol_that_is_not_listed_is_off_as_in_a_collector(tmp_path: Path, text: str) -> None:
+    file = write(tmp_path, f"receivers: {{otlp: {{protocols: {{{text}}}}}}}")
+    assert load(file).receiver.http is None
+    assert load(file).receiver.grpc is not None
+    again = load(file, {"http": "127.0.0.1:0"}).receiver
+    assert again.http is not None, "a flag switches it on again"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("reciever: {}", ["audit.yaml, reciever", "no such setting", "did you mean receivers?"]),
+        ("log: {segment_row: 5}", ["audit.yaml, log.segment_row", "did you mean segment_rows?"]),
+        ("segment_rows: 5", ["audit.yaml, segment_rows", "did you mean log.segment_rows?"]),
+        ("log: {zzz: 5}", ["log.zzz", "known here: dedupe_window, directory, name"]),
+        ("receivers: {otlp: {protocols: {grpc: {tls: {}}}}}", ["receivers.otlp.protocols.grpc.tls", "no such setting"]),
+        ("log: {segment_rows: many}", ["log.segment_rows: 'many'", "needs a whole number above zero"]),
+        ("log: {segment_rows: true}", ["log.segment_rows: True", "whole number"]),
+        ("log: {segment_rows: 0}", ["whole number above zero"]),
+        ("log: {segment_age: 60}", ["log.segment_age: 60", "duration with its unit"]),
+        ("log: {segment_age: 0s}", ["above zero"]),
+        ("log: {name: 5}", ["log.name: 5", "needs text"]),
+        ("exclude_routes: /healthz", ["exclude_routes", "needs a list"]),
+        ("exclude_routes: [1]", ["exclude_routes", "needs text"]),
+        ("log: 5", ["audit.yaml, log", "needs keys and values"]),
+        ("- a\n- b", ["audit.yaml, as a whole", "needs keys and values"]),
+        ("a: [", ["audit.yaml", "not YAML"]),
+        ("receivers: {otlp: {protocols: {grpc: {endpoint: '4317'}}}}", ["grpc.endpoint: '4317'", "write it as"]),
+        ("receivers: {otlp: {protocols: {http: {endpoint: '::1:4318'}}}}", ["needs brackets"]),
+        ("receivers: {otlp: {protocols: {http: {endpoint: ':4318'}}}}", ["it has no host", "0.0.0.0"]),
+        ("receivers: {otlp: {protocols: {http: {endpoint: 'a:70000'}}}}", ["no port between 0 and 65535"]),
+    ],
+)
+def test_a_fault_names_file_key_and_what_to_do(tmp_path: Path, text: str, said: list[str]) -> None:
+    message = fault(tmp_path, text)
+    for part in said:
+        assert part in message
+
+
+def test_a_file_that_is_not_there_is_a_fault_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"missing\.yaml"):
+        load(tmp_path / "missing.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"binary\.yaml"):
+        load(tmp_path / "binary.yaml")

@@ -197,6 +197,29 @@ def test_close_makes_durable_what_was_submitted_and_refuses_the_rest(tmp_path: P
     assert len(check_log(tmp_path)) == 2_000
 
 
+def test_nothing_is_acknowledged_before_its_bytes_are_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Quarantined("time_missing", "no start time", b"span", "otlp.span+protobuf")
+    with AuditLog.open(tmp_path, SLOW) as log:
+        log.append(decoded(1, 0, [Quarantined("oversize", "", b"earlier", "otlp.span+protobuf")]))
+        syncing, release = threading.Event(), threading.Event()
+        synced: list[str] = []
+        real = os.fdatasync
+
+        def slow(fd: int) -> None:
+            syncing.set()
+            release.wait(30)
+            real(fd)
+            synced.append(Path(f"/proc/self/fd/{fd}").readlink().suffix)
+
+        monkeypatch.setattr(os, "fdatasync", slow)
+        future = log.submit(decoded(10, 1, [entry]))
+        assert syncing.wait(30)
+        assert not future.done()
+        release.set()
+        future.result(30)
+        assert synced == [".frames", ".journal"]
+
+
 def test_a_cancelled_submission_is_not_written_and_harms_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

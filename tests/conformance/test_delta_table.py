@@ -53,10 +53,12 @@ def test_each_seal_carries_its_transaction_and_merges_change_no_data(folder: Pat
 
 
 def test_segments_hold_bloom_filters_and_sorted_numbers(folder: Path) -> None:
-    found = duckdb.sql(
+    relation = duckdb.sql(
         f"SELECT path_in_schema, bloom_filter_offset FROM parquet_metadata('{folder}/lake/*.parquet')"
         " WHERE path_in_schema IN ('trace_id', 'client_id')"
-    ).fetchall()
+    )
+    assert relation is not None
+    found = relation.fetchall()
     assert found
     assert all(offset is not None for _, offset in found)
     for path in (folder / "lake").glob("*.parquet"):

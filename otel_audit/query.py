@@ -277,7 +277,7 @@ class Query:
             filters: which records.
             after_seq: only records with a greater number.
             until_seq: and up to this one, included.
-            columns: what to read; must have `seq`.
+            columns: what to read; `seq` must be among it.
             progress: told how far it is.
 
         Raises:
@@ -285,6 +285,8 @@ class Query:
         """
         chosen = filters or Filters()
         wanted = columns_known(columns)
+        if "seq" not in wanted:
+            raise UsageError("walk", "records", "the column seq is not among those asked for", "add it")
         last = self.snapshot.last_seq if until_seq is None else until_seq
         numbers = Clause("seq > ? AND seq <= ?", (after_seq, last))
         parts = self._parts(chosen, after_seq, last)

@@ -1,0 +1,127 @@
+"""One record in full, and summaries, for people."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from otel_audit import record
+from otel_audit._cli_tables import padded, shrunk
+from otel_audit._cli_text import duration_text, json_safe, rate_text, safe, share_text
+from otel_audit._cli_time import Zone
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from otel_audit.query import Group
+
+__all__ = ["facts", "print_groups", "print_record", "print_table", "record_lines"]
+
+_TITLES: Final = {c.name: c.title for c in record.COLUMNS}
+_SECTIONS: Final = (
+    ("Call", ("time", "duration_ns", "service", "action", "target", "outcome", "status_code", "method", "route")),
+    ("Client", ("client_id", "client_name", "client_auth", "user_id", "client_ip", "client_ip_source", "peer_ip")),
+    ("Trace", ("trace_id", "span_id", "environment", "service_version", "instance", "source_id", "source_seq")),
+    ("Log", ("log", "seq", "recorded_at", "attributes")),
+)
+_TIMES: Final = ("time", "recorded_at")
+
+
+def _value(name: str, value: Any, zone: Zone) -> str:
+    if value is None:
+        return ""
+    if name in _TIMES:
+        return f"{_plain(name, value, zone)} ({zone.name})"
+    return f"{duration_text(value)} ({value:,} ns)" if name == "duration_ns" else _plain(name, value, zone)
+
+
+def record_lines(row: dict[str, Any], line: bytes, zone: Zone) -> list[str]:
+    """All columns of a record as `name<TAB>value`, then its canonical line and leaf hash, for other programs."""
+    lines = [f"{name}\t{_plain(name, row[name], zone)}" for name in _TITLES if row[name] is not None]
+    return [*lines, f"canonical\t{json_safe(line.decode())}", f"hash\t{record.leaf_hash(line).hex()}"]
+
+
+def _plain(name: str, value: Any, zone: Zone) -> str:
+    if name in _TIMES:
+        return zone.text(value if isinstance(value, int) else zone.micros(value))
+    return value.hex() if isinstance(value, bytes) else safe(str(value))
+
+
+def print_record(console: "Console", row: dict[str, Any], line: bytes, zone: Zone) -> None:
+    """All columns of a record in sections; below, to be copied, its canonical line and its leaf hash."""
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for section, columns in _SECTIONS:
+        grid.add_row(Text(section, "bold"), "")
+        for name in columns:
+            text = _value(name, row[name], zone)
+            grid.add_row(Text("  " + _TITLES[name], "dim"), Text(text or "-", "" if text else "dim"))
+    title = Text(f"Record {row['seq']:,} of {safe(row['log'])}")
+    console.print(Panel(grid, title=title, title_align="left", border_style="dim"))
+    console.print(Text(f"Canonical line, {record.CANONICAL_FORM}", "bold"))
+    console.print(Text(json_safe(line.decode())), soft_wrap=True)
+    console.print(Text("Its hash, SHA-256 of a zero byte and the line", "bold"))
+    console.print(Text(record.leaf_hash(line).hex()), soft_wrap=True)
+
+
+# --- summaries ------------------------------------------------------------------------------------------------------------
+def facts(console: "Console", pairs: Sequence[tuple[str, str]]) -> None:
+    """Names and values, a line each."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        grid.add_row(Text(name, "dim"), Text(value))
+    console.print(grid)
+
+
+def print_groups(console: "Console", title: str, groups: "Sequence[Group]", total: int, seconds: float) -> None:
+    """A ranking: calls, share, rate, errors, percentiles of duration."""
+    rows = []
+    for g in groups:
+        name = "(none)" if g.value is None or g.value == "" else safe(str(g.value))
+        label = f"{name}  {safe(g.label)}" if g.label else name
+        times = (duration_text(g.p50_ns), duration_text(g.p95_ns), duration_text(g.p99_ns), duration_text(g.max_ns))
+        shares = (share_text(g.count, total), rate_text(g.count, seconds), share_text(g.errors, g.count))
+        rows.append((label, f"{g.count:,}", *shares, *times))
+    heads = (title, "Calls", "Share", "Rate", "Errors", "p50", "p95", "p99", "Max")
+    # Where there is little room, the extremes go first.
+    columns = len(heads) - (0 if console.width >= 110 else 1 if console.width >= 100 else 2)
+    print_table(console, heads[:columns], [r[:columns] for r in rows], right=range(1, columns), cut=(0,))
+
+
+def print_table(
+    console: "Console", heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int], cut: Sequence[int]
+) -> None:
+    """A table with a line below its titles.
+
+    Args:
+        console: where to.
+        heads: titles.
+        rows: cells, harmless ones.
+        right: columns of numbers, flush right.
+        cut: columns that may be shortened to fit the terminal; others never, for a cut number is a wrong one.
+    """
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    natural = {
+        str(i): max(cell_len(text) for text in (head, *(row[i] for row in rows))) for i, head in enumerate(heads)
+    }
+    least = {k: min(w, max(8, len(heads[int(k)]))) if int(k) in cut else w for k, w in natural.items()}
+    widths = shrunk(natural, least, console.width - 2 * (len(heads) - 1))
+
+    def line(cells: Sequence[str], style: str) -> Text:
+        texts = [padded(cell, widths[str(i)], right=i in right) for i, cell in enumerate(cells)]
+        return Text("  ".join(texts).rstrip(), style)
+
+    console.print(line(heads, "bold"), soft_wrap=True)
+    console.print(Text("─" * (sum(widths.values()) + 2 * (len(heads) - 1)), "dim"), soft_wrap=True)
+    for row in rows:
+        console.print(line(row, ""), soft_wrap=True)

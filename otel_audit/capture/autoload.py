@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import weakref
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -24,7 +25,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from otel_audit.capture import settings
 from otel_audit.capture.address import TrustedProxies
 from otel_audit.capture.clients import ClientDirectory
-from otel_audit.capture.identity import PEER_KEY, IdentityPropagator, IdentityReader
+from otel_audit.capture.identity import CURRENT_SCOPE, PEER_KEY, IdentityPropagator, IdentityReader
 from otel_audit.capture.processor import AuditSpanProcessor, Source
 from otel_audit.capture.sampler import AuditSampler
 from otel_audit.capture.settings import Destination
@@ -102,7 +103,7 @@ class Capture:
         propagator = IdentityPropagator(self.reader, self._on_request)
         set_global_textmap(CompositePropagator([get_global_textmap(), propagator]))
         try:
-            _keep_uvicorn_peer()
+            _watch_uvicorn(self._on_request)
         except Exception as e:
             hint = "start uvicorn with --no-proxy-headers, or its forwarded addresses look like peers"
             _log.warning("install otel-audit under uvicorn: %s; %s", e, hint)
@@ -196,19 +197,26 @@ class Capture:
         self._ended = False
 
 
-def _keep_uvicorn_peer() -> None:
-    """Have uvicorn keep the socket's peer, which its `--proxy-headers` (on by default) replaces by a header's word."""
+def _watch_uvicorn(on_request: Callable[[], None]) -> None:
+    """Have uvicorn keep the socket's peer, which its `--proxy-headers` (on by default) replaces by a header's word.
+
+    Args:
+        on_request: called before the application is; must not raise. FastAPI's own telemetry looks for a tracer provider
+            before it touches the request.
+    """
     import wrapt
 
-    def keep(module: Any) -> None:
+    def watch(module: Any) -> None:
         original = module.ProxyHeadersMiddleware.__call__
 
         @functools.wraps(original)
         async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] != "lifespan":
                 scope.setdefault(PEER_KEY, scope.get("client"))
+                CURRENT_SCOPE.set(scope)  # uvicorn runs each request in a context of its own
+                on_request()
             await original(self, scope, receive, send)
 
         module.ProxyHeadersMiddleware.__call__ = call
 
-    wrapt.register_post_import_hook(keep, "uvicorn.middleware.proxy_headers")
+    wrapt.register_post_import_hook(watch, "uvicorn.middleware.proxy_headers")

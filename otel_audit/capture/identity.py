@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
 from opentelemetry.context import Context, create_key, set_value
@@ -29,13 +30,16 @@ from otel_audit import names
 from otel_audit.capture.address import TrustedProxies
 from otel_audit.capture.clients import ClientDirectory
 
-__all__ = ["IDENTITY_KEY", "PEER_KEY", "IdentityPropagator", "IdentityReader", "Request"]
+__all__ = ["CURRENT_SCOPE", "IDENTITY_KEY", "PEER_KEY", "IdentityPropagator", "IdentityReader", "Request"]
 
 IDENTITY_KEY: Final = create_key("otel-audit-identity")
 """Context key of the attributes that name the caller."""
 
 PEER_KEY: Final = "otel_audit.peer"
 """ASGI scope key under which the socket's peer is kept before a server replaces it by a forwarded address."""
+
+CURRENT_SCOPE: Final[ContextVar[Mapping[str, Any] | None]] = ContextVar("otel_audit_scope", default=None)
+"""The ASGI scope of the request that is being served, for instrumentations that hand on its headers alone."""
 
 _CREDENTIAL_CHARS_MAX: Final = 16_384
 _ID_CHARS_MAX: Final = 256
@@ -78,6 +82,14 @@ def _from_asgi(scope: Mapping[str, Any], api_key_header: bytes) -> Request:
             forwarded = text if forwarded is None else f"{forwarded},{text}"
     peer = scope[PEER_KEY] if PEER_KEY in scope else scope.get("client")
     return Request(peer[0] if peer else None, authorization, api_key, forwarded)
+
+
+def _from_headers(headers: list[Any], api_key_header: bytes) -> Request:
+    """Starlette's `Headers`, which FastAPI's own telemetry hands on; the peer is in the scope they belong to."""
+    scope = CURRENT_SCOPE.get()
+    if scope is None or scope.get("headers") != headers:
+        scope = {"headers": headers}
+    return _from_asgi(scope, api_key_header)
 
 
 def _from_wsgi(environ: Mapping[str, Any], api_key_name: str) -> Request:
@@ -159,9 +171,10 @@ class IdentityReader:
         return {name: value for name, value in said if value}
 
     def request(self, carrier: object) -> Request | None:
-        """What identity needs of `carrier`: an ASGI scope or a WSGI environ; None for anything else."""
+        """What identity needs of `carrier`: an ASGI scope, its headers, or a WSGI environ; None for anything else."""
         if not isinstance(carrier, dict):
-            return None
+            headers = getattr(carrier, "raw", None)
+            return _from_headers(headers, self._asgi_header) if isinstance(headers, list) else None
         if "headers" in carrier and carrier.get("type") in ("http", "websocket"):
             return _from_asgi(carrier, self._asgi_header)
         if "REQUEST_METHOD" in carrier:

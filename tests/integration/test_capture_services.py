@@ -245,6 +245,25 @@ def test_without_a_distribution_the_first_request_finds_a_provider(tmp_path: Pat
         assert spans[0].resource["service.name"] == "things"
 
 
+@pytest.mark.parametrize("distro", [True, False])
+def test_fastapis_own_telemetry_is_enough(distro: bool, tmp_path: Path) -> None:
+    """Recent versions trace themselves when nothing instruments them; they hand on headers without the connection."""
+    env = environment(OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="fastapi,asgi", OTEL_TRACES_SAMPLER="always_off")
+    if not distro:
+        env |= {"OTEL_PYTHON_CONFIGURATOR": "none", "OTEL_PYTHON_DISTRO": "none"}
+    with grpc_sink() as sink, service("uvicorn", tmp_path, {**env, "OTEL_AUDIT_ENDPOINT": sink.address}) as s:
+        assert s.get("/things/1", {"X-API-Key": "k", "X-Forwarded-For": "203.0.113.9"}) == 200
+        assert s.get("/broken", UNSAMPLED) == 500
+        first, second = sink.wait(2)
+        s.stop()
+        assert len(sink.spans) == 2
+        assert first.attributes["audit.client.id"].startswith("key:")
+        assert first.attributes["audit.peer.ip"] == "127.0.0.1"
+        assert first.attributes["audit.client.ip.source"] == "untrusted"
+        assert second.attributes["audit.client.ip.source"] == "peer"
+        assert [x.attributes["http.response.status_code"] for x in (first, second)] == [200, 500]
+
+
 SCRIPTS = {
     "a provider made later is audited, once": """
         from opentelemetry import trace

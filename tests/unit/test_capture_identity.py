@@ -11,7 +11,14 @@ from opentelemetry.context import Context, get_value
 
 from otel_audit.capture.address import TrustedProxies
 from otel_audit.capture.clients import Client, ClientDirectory, _Contents
-from otel_audit.capture.identity import IDENTITY_KEY, PEER_KEY, IdentityPropagator, IdentityReader, Request
+from otel_audit.capture.identity import (
+    CURRENT_SCOPE,
+    IDENTITY_KEY,
+    PEER_KEY,
+    IdentityPropagator,
+    IdentityReader,
+    Request,
+)
 
 
 def part(value: object) -> str:
@@ -165,6 +172,35 @@ def test_the_socket_peer_counts_and_not_what_the_server_put_in_its_place() -> No
     found = READER.attributes(environ)
     assert found is not None
     assert (found["audit.client.ip"], found["audit.client.ip.source"]) == ("203.0.113.9", "untrusted")
+
+
+class Headers:
+    """As Starlette's: the headers of a scope, without the scope."""
+
+    def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
+        self.raw = raw
+
+
+def test_headers_alone_are_read_and_the_peer_only_of_their_own_request() -> None:
+    carrier = scope((b"x-api-key", b"web-key"))
+    alone = READER.attributes(Headers(carrier["headers"]))
+    token = CURRENT_SCOPE.set(carrier)
+    try:
+        own = READER.attributes(Headers(carrier["headers"]))
+        other = READER.attributes(Headers([*carrier["headers"], (b"x-other", b"request")]))
+    finally:
+        CURRENT_SCOPE.reset(token)
+    assert (
+        alone
+        == other
+        == {
+            "audit.client.id": "web",
+            "audit.client.name": "Web front end",
+            "audit.client.auth": "api_key",
+        }
+    )
+    assert own is not None
+    assert own["audit.client.ip"] == "203.0.113.9"
 
 
 def test_a_wsgi_request_is_read() -> None:

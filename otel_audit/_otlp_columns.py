@@ -20,6 +20,7 @@ __all__ = ["Table", "empty"]
 
 _Column = list[Any]
 _INT64_MAX: Final = 2**63 - 1
+_FEW: Final = 48  # so few rows are quicker one by one than as arrays
 _PROBLEMS_BYTES_MAX: Final = 2048  # all there are take less
 _SAID: Final = (
     ("method", Slot.METHOD), ("method_old", Slot.METHOD_OLD), ("route", Slot.ROUTE), ("status", Slot.STATUS),
@@ -198,7 +199,9 @@ class Table:
     def _seqs(self, raws: _Column) -> pa.Array:
         """The column source_seq."""
         rows = range(len(raws)) if None not in raws else [row for row, raw in enumerate(raws) if raw is not None]
-        numbers = _varints(raws if len(rows) == len(raws) else [raws[row] for row in rows])
+        numbers = None
+        if len(rows) > _FEW:
+            numbers = _varints(raws if len(rows) == len(raws) else [raws[row] for row in rows])
         if numbers is None:
             return pa.array(
                 [r if r is None else self._read_late(i, r, Slot.SOURCE_SEQ) for i, r in enumerate(raws)], pa.int64()
@@ -218,24 +221,26 @@ class Table:
         keys = zip(*(c for _, c in said), strict=True) if said else repeat((), self._rows)
         found, which = _distinct(np.fromiter(map(numbers.__getitem__, keys), np.int64, self._rows))
         calls = [self._calls[number] for number in found.tolist()]
-        indices = pa.array(which)
-        actions = pa.array([c.action for c in calls], pa.string()).take(indices)
-        if actions.null_count:
-            actions = pa.array(self._own_actions(calls, which.tolist(), paths), pa.string())
         if any(c.exclusion for c in calls):
             self._exclude(calls, which.tolist(), paths)
-        return (
-            actions,
-            pa.array([c.outcome for c in calls], pa.string()).take(indices),
-            pa.array([c.status_code for c in calls], pa.int16()).take(indices),
-            pa.array([c.method for c in calls], pa.string()).take(indices),
-            pa.array([c.route for c in calls], pa.string()).take(indices),
-        )
+        if self._rows <= _FEW:
+            calls = list(map(calls.__getitem__, which.tolist()))
+            which = None
+        columns = zip(*((c.action, c.outcome, c.status_code, c.method, c.route) for c in calls), strict=True)
+        arrays = [pa.array(c, pa.int16() if k == 2 else pa.string()) for k, c in enumerate(columns)]
+        if which is not None:
+            indices = pa.array(which)
+            arrays = [array.take(indices) for array in arrays]
+        if arrays[0].null_count:
+            arrays[0] = pa.array(self._own_actions(calls, which, paths), pa.string())
+        return tuple(arrays)
 
-    def _own_actions(self, calls: Sequence[Call], which: list[int], paths: _Column | None) -> list[str]:
+    def _own_actions(
+        self, calls: Sequence[Call], which: npt.NDArray[np.int64] | None, paths: _Column | None
+    ) -> list[str]:
         """The action of each row, where some depend on the path or are the span's name."""
         actions = []
-        for row, call in enumerate(map(calls.__getitem__, which)):
+        for row, call in enumerate(calls if which is None else map(calls.__getitem__, which.tolist())):
             action = call.action
             if action is None and call.by_path and call.method is not None:
                 action = rules.http_action(call.method, paths and paths[row], templated=False)

@@ -298,16 +298,15 @@ class Spans:
     def _fill(self, first: int, after: int, attributes: list[bytes]) -> bool:
         """Put the values of attributes into their columns; False, and nothing done, unless a mark follows those of each."""
         columns = self.columns
-        entries = map(self._memo.__getitem__, attributes)
-        for index in range(first, after):
-            for slot, value in entries:
-                if slot > 0:
-                    columns[slot][index] = value
-                elif slot < 0:
-                    break
-            else:
-                self._clear(first, after)
-                return False
+        index = first
+        for slot, value in map(self._memo.__getitem__, attributes):
+            if slot > 0:
+                columns[slot][index] = value
+            elif slot < 0:
+                index += 1
+        if index != after:
+            self._clear(first, after)
+            return False
         extras = columns[Slot.EXTRA]
         if isinstance(extras, list):
             at = 0

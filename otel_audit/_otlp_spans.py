@@ -369,22 +369,23 @@ class Spans:
         if len(raw) < HUGE_BYTES:
             return raw
         kept: list[bytes] = []
-        plain = audit = 0
+        seen = [0, 0]  # attributes of others, and `audit.*`
         whole = True
         try:
             for count, (number, tag_at, start, end) in enumerate(wire.fields(raw)):
-                if number == 9 and raw.startswith(_AUDIT_START, start + 2):
-                    audit += 1
-                elif number == 9:
-                    plain += 1
                 if count >= _FIELDS_MAX:
                     whole = False
                     break
-                if number != 9 or (plain <= ATTRIBUTES_MAX and audit <= ATTRIBUTES_MAX):
+                if number != 9:
+                    kept.append(raw[tag_at:end])
+                    continue
+                ours = raw.startswith(_AUDIT_START, start + 2)
+                seen[ours] += 1
+                if seen[ours] <= ATTRIBUTES_MAX:
                     kept.append(raw[tag_at:end])
         except wire.WireError:
             return raw
-        if whole and max(plain, audit) <= ATTRIBUTES_MAX:
+        if whole and max(seen) <= ATTRIBUTES_MAX:
             return raw
         self._cut.add(index)
         self.note_of(index).note("oversize:attributes", lossy=True)

@@ -1,8 +1,10 @@
 """OTLP requests for tests, made with the stock classes, and the promise that holds for every decoded request."""
 
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -120,3 +122,21 @@ def record(
     assert [q for q in decoded.quarantine if not q.recorded] == []
     (only,) = rows(decoded)
     return only
+
+
+def to_json(message: ExportTraceServiceRequest) -> dict[str, Any]:
+    """A request as OTLP/JSON: ProtoJSON, but with ids as hex and enums as numbers."""
+    made = MessageToDict(message, use_integers_for_enums=True)
+    for resource_spans in made.get("resourceSpans", []):
+        for scope_spans in resource_spans.get("scopeSpans", []):
+            for one in scope_spans.get("spans", []):
+                _hex_ids(one)
+                for link in one.get("links", []):
+                    _hex_ids(link)
+    return made
+
+
+def _hex_ids(message: dict[str, Any]) -> None:
+    for key in ("traceId", "spanId", "parentSpanId"):
+        if key in message:
+            message[key] = base64.b64decode(message[key]).hex()

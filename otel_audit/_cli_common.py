@@ -1,7 +1,7 @@
 """What the commands share: options, the log they read, and how they speak to the terminal."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self, TypeVar
 
@@ -242,7 +242,7 @@ def stdout_bytes() -> BinaryIO:
     return open(sys.stdout.fileno(), "wb", closefd=False)
 
 
-def print_json_lines(lines: "list[bytes]") -> None:
+def print_json_lines(lines: Iterable[bytes]) -> None:
     """Canonical lines byte for byte; on a terminal, what could act on it is shown as a JSON escape instead."""
     if sys.stdout.isatty():
         from otel_audit._cli_text import json_safe
@@ -251,4 +251,4 @@ def print_json_lines(lines: "list[bytes]") -> None:
             write_out(json_safe(line.decode()))
     else:
         with stdout_bytes() as stdout:
-            stdout.write(b"".join(line + b"\n" for line in lines))
+            stdout.writelines(line + b"\n" for line in lines)

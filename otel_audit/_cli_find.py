@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = ["find", "show", "tail"]
 
-_PAGE_ROWS: Final = 10_000
+_PAGE_ROWS: Final = 2_000
+_WHOLE_ROWS: Final = 500
+_LINES_MAX: Final = 10_000
 _POLL_S: Final = 0.25
 _FEW: Final = 12
 _JSON_HELP: Final = "Print one canonical record a line."
@@ -63,7 +65,7 @@ class _Printer:
         from otel_audit import record
 
         if self._as_json:
-            print_json_lines(list(record.canonical_lines(records)))
+            print_json_lines(record.canonical_lines(records))
         elif self._console:
             rows = rows_of(records)
             if self._table is None:
@@ -122,7 +124,7 @@ def _pages(
 ) -> "Iterator[Page]":
     left = limit or sys.maxsize
     while left > 0:
-        rows, place = min(left, _PAGE_ROWS), cursor
+        rows, place = min(left, _PAGE_ROWS if columns == TABLE_COLUMNS else _WHOLE_ROWS), cursor
         page = log.ask(lambda query: query.page(filters, rows, place, columns=columns))  # noqa: B023 - asked at once
         yield page
         left -= page.records.num_rows
@@ -206,7 +208,7 @@ def show(identity: str, directory: str, as_json: bool, **said: Any) -> None:
 @click.option(
     "-n",
     "--lines",
-    type=click.IntRange(0, _PAGE_ROWS),
+    type=click.IntRange(0, _LINES_MAX),
     default=10,
     show_default="10",
     metavar="N",

@@ -18,7 +18,7 @@ from otel_audit.errors import StorageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Engine", "QuerySettings", "SnapshotExpiredError", "location", "query_errors"]
+__all__ = ["Engine", "MemoryLimitError", "QuerySettings", "SnapshotExpiredError", "location", "query_errors"]
 
 UNSEALED: Final = "unsealed"
 """Name under which a connection sees the unsealed records."""
@@ -31,6 +31,10 @@ class SnapshotExpiredError(StorageError):
     """A sealed file of the snapshot is gone (compacted long ago); a new snapshot has its records elsewhere."""
 
     retryable = True
+
+
+class MemoryLimitError(StorageError):
+    """A query needs more memory than the engine may use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +149,12 @@ def query_errors(operation: str, subject: str, paths: Sequence[str]) -> Iterator
     """Turn DuckDB's errors into ours, telling a segment that vanished from one that cannot be read."""
     try:
         yield
-    except duckdb.OutOfMemoryException as e:
-        raise StorageError(operation, subject, "it needs more memory than allowed", "narrow it by time") from e
-    except duckdb.Error as e:
+    except (duckdb.Error, OSError, ValueError) as e:  # what Arrow raises from a stream of DuckDB's are the latter two
+        text = str(e).strip()
+        if isinstance(e, duckdb.OutOfMemoryException) or "Out of Memory" in text:
+            raise MemoryLimitError(operation, subject, "it needs more memory than allowed", "narrow it by time") from e
         gone = next((p for p in paths if "://" not in p and not Path(p).exists()), None)
         if gone is not None:
             raise SnapshotExpiredError(operation, subject, f"{gone} is gone", "read the log anew") from e
-        reason = str(e).strip().partition("\n")[0]
-        raise StorageError(operation, subject, reason, "see whether the log's files are readable and whole") from e
+        hint = "see whether the log's files are readable and whole"
+        raise StorageError(operation, subject, text.partition("\n")[0], hint) from e

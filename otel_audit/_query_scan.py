@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit import record
-from otel_audit._query_engine import UNSEALED, Engine, location, query_errors
+from otel_audit._query_engine import UNSEALED, Engine, MemoryLimitError, location, query_errors
 from otel_audit._query_filters import Clause
 from otel_audit.errors import UsageError
 
@@ -105,10 +105,19 @@ class Scan:
             yield from reader
 
     def fetch(self, seqs: Sequence[int], columns: Sequence[str]) -> "pa.Table":
-        """The records of these numbers, in this order; numbers that the log has not are left out.
+        """The records of these numbers, in this order; numbers that the log has not are left out."""
+        import pyarrow as pa
 
-        The numbers are joined rather than listed in an IN: DuckDB then decodes only the rows it needs.
-        """
+        try:
+            return self._fetch(seqs, columns)
+        except MemoryLimitError:
+            if len(seqs) < 2:
+                raise
+        middle = len(seqs) // 2  # very long texts: by halves
+        return pa.concat_tables([self.fetch(seqs[:middle], columns), self.fetch(seqs[middle:], columns)])
+
+    def _fetch(self, seqs: Sequence[int], columns: Sequence[str]) -> "pa.Table":
+        """The numbers are joined rather than listed in an IN: DuckDB then decodes only the rows it needs."""
         import pyarrow as pa
 
         source = self.holding(seqs)

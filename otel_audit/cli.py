@@ -72,7 +72,7 @@ def main(context: click.Context, debug: bool) -> None:
 @click.option(
     "--seconds", type=click.FloatRange(1), default=15, show_default="15", metavar="S", help="Length of the traffic."
 )
-@click.option("--dir", "directory", metavar="D", help="Keep the log in this folder; default: a folder of its own.")
+@click.option("--dir", "directory", metavar="D", help="Folder of the log; default: ./audit-log-demo.")
 def demo(seconds: float, directory: str | None) -> int:
     """A CRM, its clients, and the audit log of their calls, with one command."""
     # By name, for the demo stands above the command line: it prints what the commands print.

@@ -5,11 +5,9 @@ is whole and synced.
 """
 
 import contextlib
-import csv
-import io
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Protocol
@@ -31,8 +29,10 @@ FORMATS: Final[tuple[Format, ...]] = ("csv", "jsonl", "parquet")
 Refresh = Callable[[], "Snapshot"]
 
 _ROW_GROUP: Final = 65_536
+_ROW_GROUP_BYTES: Final = 64 << 20
 _FORMULA: Final = r"^[\p{Z}\p{C}]*[=+\-@＝＋－＠]|^[\t\r\n]"  # noqa: RUF001 - the full-width forms are meant
 """Text that a spreadsheet would take for a formula, also behind blanks or invisible characters (OWASP, CSV Injection)."""
+_QUOTED: Final = r'[",\r\n]'
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,35 +209,48 @@ class _Csv:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._line([c.name for c in record.COLUMNS])
-
-    def _line(self, *rows: Sequence[object]) -> None:
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\r\n").writerows(rows)
-        self._stream.write(text.getvalue().encode())
+        self._stream.write(",".join(c.name for c in record.COLUMNS).encode() + b"\r\n")
 
     def write(self, batch: "pa.RecordBatch") -> None:
-        columns = [_cells(batch.column(c.name), c.kind) for c in record.COLUMNS]
-        self._line(*zip(*columns, strict=True))
+        import pyarrow.compute as pc
+
+        cells = [_cells(batch.column(c.name), c.kind) for c in record.COLUMNS]
+        lines = pc.binary_join_element_wise(*cells, ",").to_pylist()
+        self._stream.write("".join(line + "\r\n" for line in lines).encode())
 
     def finish(self) -> None:
         return
 
 
-def _cells(values: Any, kind: str) -> list[Any]:
-    """A column as text of CSV cells; numbers stay numbers, what is absent stays empty."""
+def _cells(values: Any, kind: str) -> Any:
+    """A column as text of CSV cells, quoted where RFC 4180 wants it; what is absent is empty."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if kind == "time":
         text = values.cast(pa.timestamp("us")).cast(pa.string())
-        return pc.binary_join_element_wise(pc.utf8_replace_slice(text, 10, 11, "T"), "Z", "").to_pylist()  # type: ignore[no-any-return]
+        return pc.binary_join_element_wise(pc.utf8_replace_slice(text, 10, 11, "T"), "Z", "")
     if kind in ("bytes16", "bytes8"):
-        return [None if v is None else v.hex() for v in values.to_pylist()]
+        return pa.array([v.hex() for v in values.to_pylist()], pa.string())
     if kind in ("string", "json"):
-        risky = pc.match_substring_regex(values, _FORMULA)
-        values = pc.if_else(risky, pc.binary_join_element_wise("'", values, ""), values)
-    return values.to_pylist()  # type: ignore[no-any-return]
+        values = values.fill_null("")
+        values = _where(values, _FORMULA, lambda risky: pc.binary_join_element_wise("'", risky, ""))
+        return _where(values, _QUOTED, _quoted)
+    return values.cast(pa.string()).fill_null("")
+
+
+def _quoted(values: Any) -> Any:
+    import pyarrow.compute as pc
+
+    return pc.binary_join_element_wise('"', pc.replace_substring(values, '"', '""'), '"', "")
+
+
+def _where(values: Any, pattern: str, change: Callable[[Any], Any]) -> Any:
+    """`values` with those changed that match; most columns have none."""
+    import pyarrow.compute as pc
+
+    found = pc.match_substring_regex(values, pattern)
+    return pc.if_else(found, change(values), values) if pc.any(found).as_py() else values
 
 
 class _Parquet:
@@ -248,12 +261,13 @@ class _Parquet:
 
         self._file = pq.ParquetWriter(stream, record.schema(), compression="zstd")
         self._waiting: list[pa.RecordBatch] = []
-        self._rows = 0
+        self._rows = self._bytes = 0
 
     def write(self, batch: "pa.RecordBatch") -> None:
         self._waiting.append(batch)
         self._rows += batch.num_rows
-        if self._rows >= _ROW_GROUP:
+        self._bytes += batch.nbytes
+        if self._rows >= _ROW_GROUP or self._bytes >= _ROW_GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -261,7 +275,7 @@ class _Parquet:
 
         if self._waiting:
             self._file.write_table(pa.Table.from_batches(self._waiting), row_group_size=_ROW_GROUP)
-        self._waiting, self._rows = [], 0
+        self._waiting, self._rows, self._bytes = [], 0, 0
 
     def finish(self) -> None:
         self._flush()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, Self
 
-from otel_audit._query_engine import Engine, QuerySettings, SnapshotExpiredError
+from otel_audit._query_engine import Engine, MemoryLimitError, QuerySettings, SnapshotExpiredError
 from otel_audit._query_filters import Clause, Filters
 from otel_audit._query_groups import GROUP_COLUMNS, Bucket, Group, histogram, top
 from otel_audit._query_scan import ALL_COLUMNS, Scan, Source, columns_known, schema_of
@@ -36,7 +36,8 @@ __all__ = [
 ]
 
 PAGE_ROWS_MAX: Final = 10_000
-_BATCH_ROWS: Final = 16_384
+_BATCH_ROWS: Final = 4096
+_CAREFUL_ROWS: Final = 256
 _FIRST_WAVE: Final = 2
 
 _CURSOR: Final = re.compile(r"(-?[0-9]{1,18})\.([0-9]{1,18})\Z")
@@ -293,13 +294,26 @@ class Query:
         total = sum(rows for _, rows in parts)
         done = 0
         for source, rows in parts:
-            query = source.select(", ".join(wanted), Clause.all_of([chosen.clause(), numbers]))
-            for batch in self._scan.stream(query, source, _BATCH_ROWS):
+            for batch in self._walk(source, Clause.all_of([chosen.clause(), numbers]), wanted):
                 after_seq = _ascending(batch, after_seq, source)
                 yield batch.cast(schema_of(wanted))
             done += rows
             if progress is not None:
                 progress(done, total)
+
+    def _walk(self, source: Source, clause: Clause, columns: Sequence[str]) -> "Iterator[pa.RecordBatch]":
+        """Matching records in the order of the file; where texts are too long for that, a few at a time by number."""
+        last = 0
+        try:
+            for batch in self._scan.stream(source.select(", ".join(columns), clause), source, _BATCH_ROWS):
+                yield batch
+                last = batch.column("seq")[-1].as_py() if batch.num_rows else last
+        except MemoryLimitError:
+            rest = source.select("seq", Clause.all_of([clause, Clause("seq > ?", (last,))]))
+            for batch in self._scan.stream(rest, source, _CAREFUL_ROWS):
+                seqs = batch.column("seq").to_pylist()
+                for at in range(0, len(seqs), _CAREFUL_ROWS):
+                    yield from self._scan.fetch(seqs[at : at + _CAREFUL_ROWS], columns).to_batches()
 
     # --- private ----------------------------------------------------------------------------------------------------------
     def _newest(self, filters: Filters, limit: int, before: Cursor | None, order: Order) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 import dataclasses
 import ipaddress
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from otel_audit import record
 from otel_audit._query_engine import location
 from otel_audit._query_filters import TEXT_FILTERS
+from otel_audit._query_scan import Scan
 from otel_audit.errors import AuditError, CorruptLogError, NotFoundError, StorageError, UsageError
-from otel_audit.query import Cursor, Engine, Filters, Query, SnapshotExpiredError
+from otel_audit.query import Cursor, Engine, Filters, Query, QuerySettings, SnapshotExpiredError
 from otel_audit.reader import Segment, Snapshot
 from tests.recordlog import HOUR_US, NOON_US, row, rows, snapshot, table
 
@@ -151,6 +153,7 @@ def test_paging_gives_every_match_once_newest_first(
         while True:
             page = query.page(filters, limit, before)
             assert page.records.num_rows <= limit
+            assert len(found) <= len(records), "a page that does not end"
             found += seqs(page.records)
             if page.next is None:
                 break
@@ -589,3 +592,44 @@ def test_rows_out_of_the_unsealed_table_keep_their_values(tmp_path: Path) -> Non
     one = row(1, attributes='{"audit.reason":"gdpr"}', client_id="\0'\u202e", user_id="🦆")
     with Query(Snapshot("audit", (), table([one]), 0, 1), ENGINE) as query:
         assert next(record.canonical_lines(query.get("1"))) == record.canonical(one)
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def long_texts(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """More text than the smallest engine may hold: 80 MB, as a caller could make it with long paths."""
+    records = [row(n, target=f"/{n:08d}" * 1800) for n in range(1, 5001)]
+    return snapshot(tmp_path_factory.mktemp("long"), records, [4000])
+
+
+def test_very_long_texts_are_walked_in_little_memory(long_texts: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[int] = []
+    real = Scan.fetch
+
+    def note(self: Scan, numbers: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        fetched.append(len(numbers))
+        return real(self, numbers, columns)
+
+    monkeypatch.setattr(Scan, "fetch", note)
+    with Query(long_texts, Engine(QuerySettings(memory_bytes=1, threads=1))) as query:
+        walked = [seq for batch in query.iter_batches() for seq in seqs(batch)]
+    assert walked == list(range(1, 5001))
+    assert fetched, "the limit was not reached: the test tests nothing"
+
+
+def test_a_page_of_very_long_texts_is_put_together_from_parts(long_texts: Snapshot) -> None:
+    with Query(long_texts, Engine(QuerySettings(memory_bytes=1, threads=1))) as query:
+        page = query.page(limit=5000)
+    assert seqs(page.records) == list(range(5000, 0, -1))
+    assert page.records.column("target")[4].as_py() == "/00004996" * 1800
+
+
+def test_more_groups_than_memory_holds_are_ranked_all_the_same() -> None:
+    base, n = table([row(1)]), 300_000
+    columns = {name: pa.repeat(base.column(name)[0], n) for name in base.column_names}
+    columns["client_id"] = pa.array([f"{i % (n - 1):06d}" * 40 for i in range(n)])  # 72 MB of text; the first one twice
+    columns["seq"] = pa.array(range(1, n + 1), pa.int64())
+    snap = Snapshot("audit", (), pa.table(columns, schema=record.schema()), 0, n)
+    with Query(snap, Engine(QuerySettings(memory_bytes=1))) as query:
+        groups = query.top("client_id", 2)
+    assert [(g.value, g.count) for g in groups] == [("000000" * 40, 2), ("000001" * 40, 1)]

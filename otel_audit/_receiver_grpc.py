@@ -157,11 +157,10 @@ class _Export:
         """The answer, or "come again" if it takes longer than the sender or the settings allow."""
         settled = threading.Event()
         answer.add_done_callback(lambda _: settled.set())
+        # The end of the call, by the sender or by its deadline, ends the wait as well.
         if not context.add_callback(settled.set):
-            settled.set()  # the call is over
-        timeout_s = self._intake.settings.ack_timeout_s
-        remaining_s = context.time_remaining()
-        settled.wait(timeout_s if remaining_s is None else min(remaining_s, timeout_s))
+            settled.set()
+        settled.wait(self._intake.settings.ack_timeout_s)
         if answer.done():
             return answer.result()
         if not context.is_active():

@@ -200,6 +200,16 @@ def test_a_port_in_use_is_an_error_that_says_what_to_do(protocol: str) -> None:
             Receiver(FakeLog(), Decoder(), taken)
 
 
+def test_two_receivers_cannot_share_a_port_even_before_they_start() -> None:
+    given = settings()
+    assert given.http
+    first = Receiver(FakeLog(), Decoder(), given)
+    assert first.http_address
+    with pytest.raises(ConfigError, match="in use"):
+        Receiver(FakeLog(), Decoder(), replace(given, http=replace(given.http, endpoint=first.http_address)))
+    first.stop()
+
+
 def test_two_receivers_cannot_share_a_port() -> None:
     with receiver(FakeLog()) as r:
         given = settings()
@@ -260,6 +270,7 @@ def test_stop_waits_for_requests_under_way_and_refuses_new_ones() -> None:
             except grpc.RpcError as e:
                 refused = [code for code in [failure(e)[0]] if code is grpc.StatusCode.UNAVAILABLE]
         assert not call.done()
+        assert not r.stats().healthy
         log.release()
         assert call.result() == b""
         stopping.join(20)

@@ -125,8 +125,9 @@ def test_a_signal_ends_the_service_after_what_is_under_way(tmp_path: Path, numbe
         assert service.end() == 0
         assert service.process.stdout
         assert service.process.stdout.read() == "", "standard output is data, and there is none"
-    assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
-    assert records(tmp_path) == 100 if grpc.StatusCode.OK in codes else 2
+    retryable = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}  # the latter where gRPC itself let a call go
+    assert codes <= {grpc.StatusCode.OK, *retryable}
+    assert records(tmp_path) in ((100,) if grpc.StatusCode.OK in codes else (2, 100)), "what was acknowledged is there"
     assert any("stopped" in line for line in service.said)
 
 

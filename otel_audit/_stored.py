@@ -1,5 +1,6 @@
 """Identities of stored records, read back to tell a retry from a hash that happens to be the same."""
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,15 +30,18 @@ class StoredKeys:
         self._segments: OrderedDict[str, list[Keys]] = OrderedDict()
 
     def __call__(self, first_seq: int, last_seq: int) -> Iterator[Keys]:
-        """Identities of records `first_seq` to `last_seq` at least, in pieces of shape (n, 40)."""
-        sealed_seq = self._lake.sealed_seq(self._log)
+        """Identities of records `first_seq` to `last_seq` at least, in pieces of shape (n, 40).
+
+        Journals come first: one that is sealed meanwhile is then in the lake, whichever way the two went.
+        """
+        for tail in journals(self._directory / "journal"):
+            if tail.first_seq <= last_seq:
+                with contextlib.suppress(FileNotFoundError):
+                    yield from self._journal(tail)
+        self._lake.sealed_seq(self._log)
         for segment in self._lake.segments():
             if segment.first_seq <= last_seq and segment.last_seq >= first_seq:
                 yield from self._segment(segment)
-        if last_seq > sealed_seq:
-            for tail in journals(self._directory / "journal"):
-                if tail.first_seq <= last_seq:
-                    yield from self._journal(tail)
 
     def forget(self) -> None:
         """Let what was read go."""
@@ -53,7 +57,6 @@ class StoredKeys:
 
     def _journal(self, found: JournalTail) -> list[Keys]:
         tail, keys = self._tails.setdefault(found.path, (found, []))
-        # Sealed between the look at the lake and now: read again from there by the caller's next question at worst.
         tail.refresh()
         keys += [keys_of(b) for b in tail.batches]
         tail.batches.clear()

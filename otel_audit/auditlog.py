@@ -8,6 +8,7 @@ What a crash can lose: nothing whose future had resolved. What was written but n
 restart; a sender that sends it again finds it a duplicate.
 """
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -40,7 +41,7 @@ from otel_audit.errors import (
     StorageError,
     UnavailableError,
 )
-from otel_audit.journal import Journal, JournalTail, journals, write_durably
+from otel_audit.journal import Journal, JournalTail, fsync_path, journals, write_durably
 from otel_audit.lake import Lake, Segment
 from otel_audit.otlp import Decoded
 from otel_audit.quarantine import Quarantine
@@ -239,6 +240,8 @@ class AuditLog:
         try:
             (path / "journal").mkdir(mode=0o750, parents=True, exist_ok=True)
             fd = _lock(path)
+            fsync_path(path)
+            fsync_path(path.parent)
         except OSError as e:
             raise StorageError("open log", path, e.strerror or str(e), "choose a folder this user may write to") from e
         try:
@@ -410,6 +413,10 @@ class AuditLog:
         except Exception as e:
             if not isinstance(e, UnavailableError):
                 _log.exception("append failed unexpectedly")
+                if len(group) > 1 and not self._broken:
+                    for waiting in group:  # one that cannot be written must not hold up the others
+                        self._commit([waiting])
+                    return
             error = e if isinstance(e, AuditError) else UnavailableError("append to", self.directory, repr(e))
             counters.append_error = str(error)
             counters.refused += len(group)
@@ -569,6 +576,7 @@ def _lock(directory: Path) -> int:
     about = (
         f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n"
     )
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, about.encode(), 0)
+    with contextlib.suppress(OSError):  # a full disk keeps nobody from opening the log
+        os.pwrite(fd, about.encode(), 0)
+        os.ftruncate(fd, len(about))
     return fd

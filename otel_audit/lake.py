@@ -8,6 +8,7 @@ synced; only then may the journal go. A crash between any two of these leaves ei
 seal writes again, or a finished seal.
 """
 
+import heapq
 import json
 import os
 import time
@@ -156,16 +157,21 @@ class Lake:
         """Open the table, making it if there is none."""
         if self._open():
             return
-        if self._local:
-            self._local.mkdir(mode=0o750, exist_ok=True)
-        self._table = DeltaTable.create(
-            str(self._local or self.url),
-            segment_schema(),
-            name=log,
-            configuration=_CONFIGURATION,
-            storage_options=self._options or None,
-        )
-        self._sync_log()
+        try:
+            if self._local:
+                self._local.mkdir(mode=0o750, exist_ok=True)
+            self._table = DeltaTable.create(
+                str(self._local or self.url),
+                segment_schema(),
+                name=log,
+                configuration=_CONFIGURATION,
+                storage_options=self._options or None,
+            )
+            self._sync_log()
+            if self._local:
+                fsync_path(self._local.parent)
+        except (OSError, DeltaError) as e:
+            raise StorageError("create", self.url, str(e), "choose a place this user may write to") from e
 
     def _open(self) -> bool:
         """Load or refresh the table; False when there is none yet."""
@@ -323,8 +329,8 @@ class Lake:
         if self._local is None:
             return
         folder = self._local / "_delta_log"
-        files = sorted((e.stat().st_mtime_ns, e.path) for e in os.scandir(folder) if e.is_file())
-        for _, path in files[-8:]:  # one commit writes three at most: itself, a checkpoint and the pointer to it
+        # One commit writes three files at most: itself, a checkpoint and, last by name, the pointer to it.
+        for path in heapq.nlargest(8, (p for p in folder.iterdir() if p.is_file())):
             fsync_path(path)
         fsync_path(folder)
         fsync_path(self._local)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from otel_audit.errors import CorruptLogError
-from otel_audit.journal import FrameFile, scan
+from otel_audit.journal import FrameFile, fsync_path, scan
 from otel_audit.record import Quarantined
 
 __all__ = ["Quarantine", "QuarantineEntry", "read"]
@@ -103,7 +103,9 @@ class Quarantine:
 
     def __init__(self, directory: Path, log: str) -> None:
         self._folder = _folder(directory)
-        self._folder.mkdir(mode=0o750, exist_ok=True)
+        if not self._folder.exists():
+            self._folder.mkdir(mode=0o750)
+            fsync_path(directory)
         self._log = log
         self._file: FrameFile | None = None
         self._digests: dict[bytes, None] = {}

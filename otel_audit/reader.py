@@ -21,7 +21,7 @@ from otel_audit.record import schema
 
 __all__ = ["LogReader", "Segment", "Snapshot", "log_name"]
 
-_ATTEMPTS: Final = 20
+_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True)

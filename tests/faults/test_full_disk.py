@@ -88,6 +88,20 @@ def test_a_log_killed_on_a_full_disk_opens_again(small_disk: Path) -> None:
     assert len(check_log(small_disk.parent / "crashed")) == 5_500
 
 
+def test_a_log_opens_on_a_full_disk_refuses_and_goes_on_once_there_is_room(small_disk: Path) -> None:
+    settings = LogSettings(segment_age_s=3600, disk_reserve_bytes=0)
+    with AuditLog.open(small_disk / "log", settings) as log:
+        log.append(decoded(500, 0))
+    filler = fill(small_disk, 0)
+    with AuditLog.open(small_disk / "log", settings) as log:
+        with pytest.raises(UnavailableError):
+            log.append(decoded(5_000, 1))
+        assert log.append(decoded(500, 0)).duplicates == 500  # what is there needs no room
+        filler.unlink()
+        log.append(decoded(5_000, 1))
+    assert len(check_log(small_disk / "log")) == 5_500
+
+
 def test_quarantine_on_a_full_disk_is_refused_with_its_batch(small_disk: Path) -> None:
     with AuditLog.open(small_disk / "log", LogSettings(segment_age_s=3600, disk_reserve_bytes=0)) as log:
         log.append(decoded(10, 0, [Quarantined("time_missing", "", b"first", "otlp.span+protobuf")]))

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,32 @@ def test_quarantine_entries_are_durable_before_the_receipt(tmp_path: Path) -> No
         assert (receipt.accepted, receipt.quarantined) == (3, 1)
         assert [e.payload for e in read(tmp_path)] == [b"span"]
         assert log.append(decoded(0, 2, [entry])).quarantined == 0  # sent again
+
+
+def test_a_batch_that_cannot_be_written_does_not_hold_up_its_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with AuditLog.open(tmp_path, SLOW) as log:
+        held, release = threading.Event(), threading.Event()
+        real = log._write
+
+        def slow(group: list[auditlog_module._Waiting]) -> object:
+            held.set()
+            release.wait(30)
+            return real(group)
+
+        monkeypatch.setattr(log, "_write", slow)
+        first = log.submit(decoded(1, 0))
+        held.wait(30)
+        poison = decoded(1, 2)
+        poison = replace(poison, records=poison.records.drop_columns(["time"]))
+        futures = [log.submit(decoded(5, 1)), log.submit(poison), log.submit(decoded(5, 3))]
+        release.set()
+        assert first.result(30).accepted == 1
+        with pytest.raises(UnavailableError):
+            futures[1].result(30)
+        assert [futures[0].result(30).accepted, futures[2].result(30).accepted] == [5, 5]
+    assert len(check_log(tmp_path)) == 11
 
 
 def test_recorded_at_never_goes_back_when_the_clock_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,9 @@ log:
   segment_rows: 1000
   segment_age: 5m
   dedupe_window: 1h
+  dedupe_ids_max: 20000000
+  queue_records: 5000
+  disk_reserve_mib: 500
 exclude_routes: [/healthz, /internal/*]
 """
 
@@ -78,6 +82,8 @@ def test_every_key_of_a_file_arrives(tmp_path: Path) -> None:
     assert (intake.retry_after_s, intake.ack_timeout_s, intake.max_in_flight_bytes) == (0.5, 90, 128 << 20)
     assert (settings.directory, settings.log.name, settings.log.segment_rows) == ("/var/lib/audit", "production", 1000)
     assert (settings.log.segment_age_s, settings.log.dedupe_window_s) == (300, 3600)
+    log = settings.log
+    assert (log.dedupe_ids_max, log.queue_records, log.disk_reserve_bytes) == (20_000_000, 5_000, 500 << 20)
     assert settings.decode.exclude_routes == ("/healthz", "/internal/*")
 
 
@@ -89,6 +95,15 @@ def flat(tree: object, above: str = "") -> set[str]:
 
 def test_the_file_above_has_every_setting() -> None:
     assert flat(yaml.safe_load(WHOLE)) == set(config.setting_keys())
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "service.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z0-9_.]+)` \| (.+?) \|", text, re.MULTILINE))
+    assert rows.keys() == set(config.setting_keys())
+    assert rows["log.segment_rows"] == f"{ServerSettings().log.segment_rows:,}"
+    assert rows["log.dedupe_ids_max"] == f"{ServerSettings().log.dedupe_ids_max:,}"
+    assert rows["log.queue_records"] == f"{ServerSettings().log.queue_records:,}"
 
 
 def test_flags_go_over_the_file_the_file_over_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

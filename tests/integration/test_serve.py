@@ -148,7 +148,7 @@ def test_a_second_signal_ends_the_service_at_once(tmp_path: Path) -> None:
                 with pytest.raises(httpx.HTTPError):
                     http.post(f"http://{host}:{port}/v1/traces", content=endless(), headers=PROTOBUF, timeout=60)
 
-            sender = threading.Thread(target=post)
+            sender = threading.Thread(target=post, daemon=True)
             sender.start()
             assert begun.wait(20)
             service.process.send_signal(signal.SIGTERM)

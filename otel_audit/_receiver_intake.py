@@ -48,6 +48,7 @@ _SLICE_BYTES: Final = 1 << 16
 _REQUEST_BYTES: Final = 4096  # what a request costs whatever its size, so that many tiny ones are bounded as well
 _MESSAGE_CHARS: Final = 500  # gRPC carries it in a header
 _QUIET_S: Final = 10.0  # the same complaint is logged at most once in this time
+_LARGE_BYTES: Final = 2 << 20
 _INFLATERS: Final = 2  # at a time: each may hold its result twice for a moment
 _WBITS: Final = {"gzip": 31, "zlib": 15}
 _RECOVERY_S: Final = 5.0  # after a failure the log counts as unhealthy this long, unless it proves otherwise
@@ -76,14 +77,11 @@ class IntakeSettings:
 
     Args:
         max_in_flight_bytes: bytes of request bodies held at once; requests beyond are told to come again.
-        decoders: how many bodies are decoded at a time. Decoding holds the interpreter, so more of them at once only
-            make every one of them slower.
         retry_after_s: when a sender that could not be served should try again.
         ack_timeout_s: how long a request waits to become durable before its sender is told to come again.
     """
 
     max_in_flight_bytes: int = 256 << 20
-    decoders: int = 1
     retry_after_s: float = 1.0
     ack_timeout_s: float = 30.0
 
@@ -264,7 +262,11 @@ class Intake:
         self._sink = sink
         self._decoder = decoder
         self._clock = clock
-        self._decoding = threading.BoundedSemaphore(settings.decoders)
+        # One at a time: decoding holds the interpreter, so more at once only make each of them slower, and the log's thread
+        # wait for all of them. Large bodies have a turn of their own, so that small ones need not wait for them; what
+        # decoding takes beside the body, three times its size, is so bounded as well.
+        self._decoding_small = threading.Lock()
+        self._decoding_large = threading.Lock()
         self._inflating = threading.BoundedSemaphore(_INFLATERS)
         self._lock = threading.Lock()  # guards everything below
         self._in_flight_bytes = 0
@@ -351,7 +353,7 @@ class Intake:
         except DecodeError as e:
             return self._not_otlp(request, body, e)
         try:
-            with self._decoding:
+            with self._decoding_large if len(body) > _LARGE_BYTES else self._decoding_small:
                 decode = self._decoder.decode if request.encoding == "protobuf" else self._decoder.decode_json
                 return decode(body), ""
         except MemoryError:

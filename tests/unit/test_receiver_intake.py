@@ -1,9 +1,10 @@
 import gzip
 import logging
 import os
+import threading
 import zlib
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -184,6 +185,26 @@ def test_a_body_over_its_limit_once_decompressed_is_refused_for_good_and_counted
     assert offer(intake, request).result(0).verdict is Verdict.TOO_LARGE
     assert intake.stats().refused == {"too_large": 1}
     assert log.taken == []
+
+
+def test_a_small_request_need_not_wait_for_a_large_one() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class SlowForLarge(Decoder):
+        def decode(self, data: bytes, /) -> Decoded:
+            if len(data) > 4 << 20:
+                begun.set()
+                assert go_on.wait(20)
+                return super().decode(body(1))
+            return super().decode(data)
+
+    intake = Intake(FakeLog(), SlowForLarge())
+    with ThreadPoolExecutor() as pool:
+        large = pool.submit(offer, intake, Request(bytes(5 << 20)))
+        assert begun.wait(20)
+        assert offer(intake, Request(body())).result(0).verdict is Verdict.ACCEPTED
+        go_on.set()
+        assert large.result(20).result(0).verdict is Verdict.ACCEPTED
 
 
 def test_nothing_is_taken_once_the_receiver_stops() -> None:

@@ -151,7 +151,7 @@ class Request:
     limit_bytes: int = 64 << 20
 
 
-def inflate(data: bytes, compression: Compression, limit_bytes: int, grow: Callable[[int], None]) -> bytes:
+def inflate(data: bytes, compression: Literal["gzip", "zlib"], limit_bytes: int, grow: Callable[[int], None]) -> bytes:
     """`data` decompressed, never holding more than `limit_bytes` and one block of it.
 
     Args:
@@ -164,8 +164,6 @@ def inflate(data: bytes, compression: Compression, limit_bytes: int, grow: Calla
         TooLargeError: the result would be larger than `limit_bytes`.
         DecodeError: `data` is damaged or ends early.
     """
-    if not compression:
-        return data
     blocks: list[bytes] = []
     total = 0
     try:
@@ -310,11 +308,6 @@ class Intake:
         """Answer every new request with "come again"; those under way go on."""
         self._draining = True
 
-    @property
-    def draining(self) -> bool:
-        """Whether `drain` was called."""
-        return self._draining
-
     # --- requests -------------------------------------------------------------------------------------------------------
     def offer(self, request: Request, permit: Permit) -> "Future[Answer]":
         """The answer to a request, resolved once its data is durable or will not become so.
@@ -346,8 +339,9 @@ class Intake:
         """What to store for a request, and what to tell its sender if it is not OTLP."""
         body = request.body
         try:
-            with self._inflating:
-                body = inflate(body, request.compression, request.limit_bytes, permit.grow)
+            if request.compression:
+                with self._inflating:
+                    body = inflate(body, request.compression, request.limit_bytes, permit.grow)
         except TooLargeError:
             raise
         except DecodeError as e:
@@ -367,7 +361,7 @@ class Intake:
 
     @staticmethod
     def _not_otlp(request: Request, body: bytes, error: DecodeError) -> tuple[Decoded, str]:
-        told = f"{str(error)[:_MESSAGE_CHARS]}; it was kept in quarantine, sending it again will not help"
+        told = f"{_sendable(str(error))[:_MESSAGE_CHARS]}; it was kept in quarantine, sending it again will not help"
         return _quarantined(request, body, "request_undecodable", str(error)), told
 
     def _settle(self, durable: "Future[Receipt]", decoded: Decoded, invalid: str) -> Answer:
@@ -397,7 +391,9 @@ class Intake:
             expected = isinstance(error, AuditError) and error.retryable
             trace = None if expected else error
             _log.error("data is not durable, senders are told to come again: %r", error, exc_info=trace)
-        message = str(error) if isinstance(error, AuditError) else "append to log: internal error; send it again"
+        message = (
+            _sendable(str(error)) if isinstance(error, AuditError) else "append to log: internal error; send it again"
+        )
         return self.refuse("unavailable", Answer(Verdict.RETRY, message))
 
     def refuse(self, reason: str, answer: Answer) -> Answer:
@@ -454,10 +450,17 @@ class _Counts:
         self.quarantined += receipt.quarantined
 
 
+def _sendable(text: str) -> str:
+    """`text` as UTF-8 can carry it: what an error quotes from a request may hold lone surrogates."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def _quarantined(request: Request, body: bytes, reason: str, detail: str) -> Decoded:
     """A whole request as one quarantine entry; `body` is the request's, decompressed as far as it could be."""
     compressed = f"+{request.compression}" if body is request.body and request.compression else ""
-    entry = Quarantined(reason=reason, detail=detail, payload=body, kind=f"otlp.request+{request.encoding}{compressed}")
+    entry = Quarantined(
+        reason=reason, detail=_sendable(detail), payload=body, kind=f"otlp.request+{request.encoding}{compressed}"
+    )
     return Decoded(records=_no_records(), quarantine=(entry,), spans=0, skipped=0)
 
 

@@ -90,9 +90,17 @@ def test_a_fault_in_decoding_neither_loses_the_request_nor_blocks_its_sender(err
     answer = offer(Intake(log, BrokenDecoder(error)), Request(gzip.compress(b"poison"), "protobuf", "gzip"))
     (entry,) = log.taken[0].quarantine
     assert (entry.reason, entry.payload, entry.kind) == ("internal_error", b"poison", "otlp.request+protobuf")
+    assert entry.detail.encode(), "it can be written"
     assert not answer.done()
     log.release()
     assert answer.result(0).verdict is Verdict.ACCEPTED
+
+
+def test_a_refusal_can_be_sent_whatever_it_quotes() -> None:
+    error = DecodeError("decode", "request", "the key '\ud800' is odd " * 1000)
+    answer = offer(Intake(FakeLog(), BrokenDecoder(error)), Request(b"x")).result(0)
+    assert answer.verdict is Verdict.INVALID
+    assert len(answer.message.encode()) < 1000
 
 
 def test_running_out_of_memory_in_decoding_is_no_fault_of_the_request() -> None:

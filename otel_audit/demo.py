@@ -61,7 +61,7 @@ def run(*, seconds: float = 15.0, directory: str | os.PathLike[str] | None = Non
     """
     examples = _examples()
     folder = Path(directory or DEFAULT_DIRECTORY)
-    with _ended_by_signals(), tempfile.TemporaryDirectory(prefix="otel-audit-demo-") as scratch:
+    with _Signals.caught(), tempfile.TemporaryDirectory(prefix="otel-audit-demo-") as scratch:
         before = _last_seq(folder)
         tally, arrived = _play(examples, folder, before, seconds, Path(scratch))
     made, recorded = tally.calls, _last_seq(folder) - before
@@ -76,12 +76,11 @@ def _play(examples: Path, folder: Path, before: int, seconds: float, scratch: Pa
     """Start everything, drive the traffic, wait until it has arrived, stop everything."""
     say("starting the audit service, and a CRM that knows nothing of auditing ...")
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(_process("service", _serve_command(folder), _plain_environment(), scratch))
+        server = _start("service", _serve_command(folder), _plain_environment(), scratch, stack)
         addresses = server.wait_for(_listening)
         port = _free_port("CRM")
-        crm = stack.enter_context(
-            _process("CRM", _crm_command(examples, port), _crm_environment(examples, addresses["grpc"]), scratch)
-        )
+        environment = _crm_environment(examples, addresses["grpc"])
+        crm = _start("CRM", _crm_command(examples, port), environment, scratch, stack)
         crm.wait_for(lambda _: _listens(port) or None)
         _say_where(addresses, port)
         say(f"{'log':<10} {safe(str(folder))}{f'  (goes on after record {before:,})' if before else ''}")
@@ -206,17 +205,19 @@ class _Process:
         return AuditError("start", f"the {self.name}", reason, f"it said: {said}" if said else "it said nothing")
 
 
-@contextlib.contextmanager
-def _process(name: str, words: list[str], env: dict[str, str], scratch: Path) -> Iterator[_Process]:
-    """A process in a session of its own, so that a Ctrl-C reaches only us; stopped at the end, whatever happens."""
+def _start(name: str, words: list[str], env: dict[str, str], scratch: Path, stack: contextlib.ExitStack) -> _Process:
+    """A process in a session of its own, so that a Ctrl-C reaches only us; `stack` stops it, whatever happens."""
     output = scratch / f"{name}.log"
-    with output.open("wb") as file:
+    with output.open("wb") as file, _Signals.held():
         process = subprocess.Popen(  # noqa: S603 - our own programs
             words, env=env, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
         )
-    try:
-        yield _Process(name, process, output)
-    finally:
+        stack.callback(_stop, process)
+    return _Process(name, process, output)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    with _Signals.held():
         process.terminate()
         try:
             process.wait(_STOP_S)
@@ -225,19 +226,51 @@ def _process(name: str, words: list[str], env: dict[str, str], scratch: Path) ->
             process.wait()
 
 
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does: by an exception, so that what was started is stopped."""
+class _Signals:
+    """Signals that end the demo do so by an exception, so that what was started is stopped; never in between.
 
-    def end(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    Between the start of a process and the note that it must be stopped, and while one is stopped, they wait.
+    """
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    # Of the main thread alone, which is where Python runs signal handlers.
+    _depth = 0
+    _waiting: int | None = None
+
+    @classmethod
+    def _handle(cls, number: int, _: FrameType | None) -> None:
+        if cls._depth:
+            cls._waiting = number
+        else:
+            cls._end(number)
+
+    @staticmethod
+    def _end(number: int) -> None:
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    @classmethod
+    @contextlib.contextmanager
+    def caught(cls) -> Iterator[None]:
+        """Within, SIGINT, SIGTERM and SIGHUP end the demo by an exception."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, cls._handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @classmethod
+    @contextlib.contextmanager
+    def held(cls) -> Iterator[None]:
+        """Within, they wait."""
+        cls._depth += 1
+        try:
+            yield
+        finally:
+            cls._depth -= 1
+            if not cls._depth and cls._waiting is not None:
+                number, cls._waiting = cls._waiting, None
+                cls._end(number)
 
 
 def _plain_environment() -> dict[str, str]:

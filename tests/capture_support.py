@@ -159,6 +159,14 @@ def http_sink() -> Iterator[Sink]:
         thread.join()
 
 
+def wait_until(true: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Wait for a condition; fails when it does not come true."""
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.02)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -229,11 +237,8 @@ def service(kind: str, log_dir: Path, env: Mapping[str, str], instrument: bool =
         process = subprocess.Popen(words, cwd=APPS, env={**env, "PATH": path}, stdout=output, stderr=output)
     running = Service(process, port, log)
     try:
-        deadline = time.monotonic() + 60
-        while not _listens(port):
-            assert process.poll() is None, running.output()
-            assert time.monotonic() < deadline, running.output()
-            time.sleep(0.02)
+        wait_until(lambda: _listens(port) or process.poll() is not None)
+        assert process.poll() is None, running.output()
         yield running
     finally:
         if process.poll() is None:

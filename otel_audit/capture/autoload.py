@@ -11,10 +11,11 @@ import logging
 import os
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry import trace
 from opentelemetry.propagate import get_global_textmap, set_global_textmap
@@ -34,6 +35,8 @@ from otel_audit.capture.shipper import Shipper
 __all__ = ["Capture", "flush", "pre_instrument", "ships_to"]
 
 _log = logging.getLogger("otel_audit.capture")
+
+_LET_END_S: Final = 0.5
 
 _installing = threading.Lock()
 _installed: "Capture | None" = None  # written once, under `_installing`
@@ -182,6 +185,7 @@ class Capture:
 
     def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a handler's signature
         try:
+            self._let_calls_end()
             self.end()
         finally:
             signal.signal(signum, signal.SIG_DFL)
@@ -189,6 +193,12 @@ class Capture:
         # Still here: process 1 of a container, which the kernel spares. It goes on, and so do we.
         self._ended = False
         signal.signal(signum, self._on_sigterm)
+
+    def _let_calls_end(self) -> None:
+        """Wait a moment for calls in other threads: one that is answered may not have ended its span yet."""
+        deadline = time.monotonic() + _LET_END_S
+        while self.source.open_calls > 0 and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def _after_fork(self) -> None:
         self.source.after_fork()

@@ -44,6 +44,8 @@ class Source:
         self.id = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
         self._numbers = itertools.count(1)  # next() is atomic
         self._encoder = SpanEncoder(self.id)
+        self.open_calls = 0
+        """About how many server spans have not ended; two threads that count at once may miss one."""
 
     def encode(self, span: ReadableSpan) -> EncodedSpan:
         """`span` as the next record of this source."""
@@ -71,6 +73,8 @@ class AuditSpanProcessor(SpanProcessor):
         """Put the caller's attributes on an audited span."""
         try:
             if is_audited(span):
+                if span.kind is SpanKind.SERVER:
+                    self._source.open_calls += 1
                 identity = get_value(IDENTITY_KEY, parent_context)
                 if identity is not None:
                     span.set_attributes(identity)  # type: ignore[arg-type]  # what the propagator put there
@@ -81,6 +85,8 @@ class AuditSpanProcessor(SpanProcessor):
         """Hand an audited span to the shipper."""
         try:
             if is_audited(span):
+                if span.kind is SpanKind.SERVER:
+                    self._source.open_calls -= 1
                 self._shipper.put(self._source.encode(span))
         except Exception:
             self._say("record")

@@ -199,7 +199,8 @@ def destination(
         target,
         tls,
         headers=_pairs(headers),
-        timeout_s=_number(env, "OTEL_EXPORTER_OTLP_TIMEOUT", 10.0, 0.001, []),
+        # Seconds in Python, milliseconds in the specification: neither may make an attempt last for hours.
+        timeout_s=min(_number(env, "OTEL_EXPORTER_OTLP_TIMEOUT", 10.0, 0.001, []), 60.0),
         certificate=env.get("OTEL_EXPORTER_OTLP_CERTIFICATE") or None,
         client_key=env.get("OTEL_EXPORTER_OTLP_CLIENT_KEY") or None,
         client_certificate=env.get("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE") or None,

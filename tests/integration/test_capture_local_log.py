@@ -9,18 +9,11 @@ import pytest
 
 from otel_audit.reader import LogReader
 from tests.capture_support import APPS, BIN, environment, service
+from tests.support import all_records
 
 
-def records(directory: Path) -> list[dict[str, Any]]:
-    """All records of the log, sealed and not, by number."""
-    import pyarrow.parquet as pq
-
-    snapshot = LogReader.open(directory).snapshot()
-    rows: list[dict[str, Any]] = []
-    for segment in snapshot.segments:
-        rows += pq.read_table(segment.path, partitioning=None).to_pylist()
-    rows += snapshot.unsealed.to_pylist()
-    return sorted(rows, key=lambda r: r["seq"])
+def records(folder: Path) -> list[dict[str, Any]]:
+    return all_records(LogReader.open(folder).snapshot())
 
 
 @pytest.mark.parametrize("kind", ["uvicorn", "flask"])

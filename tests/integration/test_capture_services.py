@@ -1,16 +1,31 @@
 """Real servers under plain `opentelemetry-instrument`: every call arrives, named, whatever stands in its way."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+from http.client import HTTPException
 from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.capture_support import APPS, BIN, Span, basic, environment, free_port, grpc_sink, http_sink, jwt, service
+from tests.capture_support import (
+    APPS,
+    BIN,
+    Span,
+    basic,
+    environment,
+    free_port,
+    grpc_sink,
+    http_sink,
+    jwt,
+    service,
+    wait_until,
+)
 
 UNSAMPLED = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}
 CLIENTS = [{"id": "web", "name": "Web front end", "key": "web-key"}, {"id": "ops", "name": "Operations"}]
@@ -156,6 +171,23 @@ def test_sigterm_loses_no_call_that_ended(kind: str, tmp_path: Path) -> None:
         assert code == (0 if kind == "uvicorn-workers" else -signal.SIGTERM), "ends as it would without us"
 
 
+def test_sigterm_lets_a_call_in_another_thread_end(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    env = environment(STARTED=str(started))
+    with grpc_sink() as sink, service("flask", tmp_path, {**env, "OTEL_AUDIT_ENDPOINT": sink.address}) as s:
+
+        def call() -> None:
+            with contextlib.suppress(OSError, HTTPException):  # the answer may come too late for the socket
+                s.get("/slow")
+
+        caller = threading.Thread(target=call)
+        caller.start()
+        wait_until(started.exists)
+        assert s.stop(signal.SIGTERM) == -signal.SIGTERM
+        caller.join()
+        assert len(sink.spans) == 1
+
+
 def test_calls_wait_for_a_receiver_that_is_away(tmp_path: Path) -> None:
     with grpc_sink() as sink, service("uvicorn", tmp_path, environment(OTEL_AUDIT_ENDPOINT=sink.address)) as s:
         sink.refuse = lambda attempt: (grpc.StatusCode.UNAVAILABLE, "away", ()) if attempt <= 3 else None
@@ -288,6 +320,7 @@ SCRIPTS = {
         from opentelemetry import trace
         tracer = trace.get_tracer("a")
         tracer.start_span("parent", kind=trace.SpanKind.SERVER).end()
+        trace.get_tracer_provider().force_flush()  # a connection is open, and a thread at work
         if os.fork() == 0:
             tracer.start_span("child", kind=trace.SpanKind.SERVER).end()
             raise SystemExit(0)
@@ -317,6 +350,23 @@ def test_in_a_plain_script(what: str, tmp_path: Path) -> None:
         assert len({(s.attributes["audit.source.id"], s.attributes["audit.source.seq"]) for s in sink.spans}) == 2
         if "fork" in what:
             assert len({s.attributes["audit.source.id"] for s in sink.spans}) == 2
+
+
+def test_a_tracer_that_is_older_than_capture_is_audited(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from opentelemetry import trace\n"
+        "from opentelemetry.sdk.trace import TracerProvider\n"
+        "from otel_audit.capture.autoload import pre_instrument\n"
+        "trace.set_tracer_provider(TracerProvider())\n"
+        "tracer = trace.get_tracer('a')\n"
+        "pre_instrument()\n"
+        "tracer.start_span('GET /', kind=trace.SpanKind.SERVER).end()\n"
+    )
+    with grpc_sink() as sink:
+        env = environment(OTEL_AUDIT_ENDPOINT=sink.address, OTEL_TRACES_SAMPLER="always_off")
+        subprocess.run([sys.executable, str(script)], env=env, cwd=APPS, timeout=60, check=True)
+        assert len(sink.spans) == 1
 
 
 def test_importing_capture_needs_no_part_of_the_server() -> None:

@@ -12,8 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,6 +20,8 @@ import pytest
 
 from otel_audit import demo
 from otel_audit.errors import AuditError
+from otel_audit.reader import LogReader
+from tests.capture_support import wait_until
 
 TITLES = [
     "API Client ID",
@@ -66,13 +67,6 @@ def assert_gone(processes: list[psutil.Process]) -> None:
     assert alive == []
 
 
-def wait_until(true: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.usefixtures("taken_ports")
 def test_it_works_twice_in_a_row_with_the_usual_ports_taken(tmp_path: Path) -> None:
     folder = tmp_path / "log"
@@ -94,8 +88,7 @@ def test_it_works_twice_in_a_row_with_the_usual_ports_taken(tmp_path: Path) -> N
         made = int(match[1].replace(",", ""))
         assert made > 50
         recorded += made
-        newest = done.stdout.splitlines()[1:21]
-        assert max(int(line.split("\t")[0]) for line in newest) == recorded, "the second run appends to the first"
+        assert LogReader.open(folder).snapshot().last_seq == recorded, "the second run appends to the first"
         assert "\x1b" not in done.stdout + done.stderr, "plain output where there is no terminal"
         assert (f"goes on after record {recorded - made:,}" in done.stderr) == (attempt == 2)
         for client in json.loads((CRM / "clients.json").read_text()):
@@ -186,6 +179,25 @@ def test_a_program_that_does_not_start_is_quoted_and_the_other_stopped(
         demo.run(seconds=1, directory=tmp_path / "log")
     assert "no luck today" in str(e.value)
     assert_gone(left_behind(psutil.Process()))
+
+
+def test_a_signal_while_a_process_is_being_started_waits_until_it_can_be_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[psutil.Process] = []
+    popen = subprocess.Popen
+
+    def interrupted(*args: object, **kwargs: object) -> object:
+        process = popen(*args, **kwargs)  # type: ignore[call-overload]
+        started.append(psutil.Process(process.pid))
+        signal.raise_signal(signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(demo.subprocess, "Popen", interrupted)  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(seconds=1, directory=tmp_path / "log")
+    assert len(started) == 1
+    assert_gone(started)
 
 
 def test_a_folder_that_is_in_use_is_said(tmp_path: Path) -> None:

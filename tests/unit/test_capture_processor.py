@@ -76,6 +76,17 @@ def test_calls_that_never_end_leave_no_gap_in_the_numbers() -> None:
     assert numbers == [1, 2]
 
 
+def test_open_calls_are_counted() -> None:
+    source = Source()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(AuditSpanProcessor(source, Caught()))
+    spans = [provider.get_tracer("test").start_span("x", kind=kind) for kind in (SpanKind.SERVER, SpanKind.INTERNAL)]
+    assert source.open_calls == 1
+    for span in spans:
+        span.end()
+    assert source.open_calls == 0
+
+
 @pytest.mark.parametrize("part", ["put", "flush"])
 def test_a_fault_of_ours_never_reaches_the_application(
     part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -144,11 +144,14 @@ def test_a_full_queue_blocks_one_record_briefly_then_drops_with_a_count(
     s.put(record("in hand"))
     transport.wait(1)
     assert all(s.put(record(str(i))) for i in range(10))
-    waits: list[bool] = []
-    wait_for_room = s._room
-    monkeypatch.setattr(s, "_room", lambda: waits.append(s._stalled) or wait_for_room())  # type: ignore[func-returns-value]
-    assert [s.put(record("late")) for _ in range(100)] == [False] * 100
-    assert waits == [False] + [True] * 99, "only the first one waits"
+    sleeps: list[float] = []
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleeps.append(seconds) or sleep(seconds))  # type: ignore[func-returns-value]
+    assert s.put(record("late")) is False
+    waited = len(sleeps)
+    assert waited > 0
+    assert [s.put(record("late")) for _ in range(99)] == [False] * 99
+    assert len(sleeps) == waited, "only the first one waits"
     assert s.lost == 100
     said = [r for r in caplog.records if r.levelname == "ERROR"]
     assert len(said) == 1
@@ -229,6 +232,7 @@ def test_a_forked_child_leaves_the_parents_records_to_the_parent(transport: Fake
     s = shipper()
     s.put(record("parent"))
     transport.wait(1)
+    s.put(record("parent's next"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads; servers do it all the same
         child = os.fork()
@@ -247,4 +251,4 @@ def test_a_forked_child_leaves_the_parents_records_to_the_parent(transport: Fake
     assert os.waitstatus_to_exitcode(status) == 0
     transport.answer = lambda _: KEPT
     assert s.flush(20)
-    assert texts(transport.kept) == ["parent"]
+    assert texts(transport.kept) == ["parent", "parent's next"]

@@ -1,5 +1,9 @@
 """A Flask service that knows nothing of auditing."""
 
+import os
+import time
+from pathlib import Path
+
 from flask import Flask, abort
 
 app = Flask(__name__)
@@ -10,6 +14,13 @@ def read_thing(thing_id: int) -> dict[str, int]:
     if thing_id == 404:
         abort(404)
     return {"id": thing_id}
+
+
+@app.get("/slow")
+def slow() -> str:
+    Path(os.environ["STARTED"]).touch()
+    time.sleep(0.2)
+    return "done"
 
 
 @app.get("/broken")

@@ -349,14 +349,13 @@ class Table:
             size = len(merged[key].encode()) + 1
             if size <= room:
                 room -= size
-                kept.append((key, merged[key]))
+                kept.append(merged[key])
             elif index is not None:
                 self._spans.note_of(index).note("oversize:attributes", lossy=True)
                 notes.note("oversize:attributes", lossy=True)
-        if notes.problems:
-            kept.append((names.PROBLEMS, fragment(names.PROBLEMS, sorted(notes.problems))))
-            kept.sort(key=lambda member: _member_order(member[0]))
-        return "{" + ",".join(text for _, text in kept) + "}" if kept else None
+        if notes.problems:  # their key sorts behind every `audit.*`
+            kept.append(fragment(names.PROBLEMS, sorted(notes.problems)))
+        return "{" + ",".join(kept) + "}" if kept else None
 
     # --- rows that are refused, excluded, or kept in quarantine as well
     def _settle(self, records: pa.RecordBatch) -> pa.RecordBatch:

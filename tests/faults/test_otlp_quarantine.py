@@ -3,11 +3,12 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from otel_audit import _otlp_schema as wire
 from otel_audit._otlp_attributes import ATTRIBUTES_BYTES_MAX, COLUMN_BYTES_MAX, Memo, Slot
-from otel_audit._otlp_spans import ATTRIBUTES_MAX, HUGE_BYTES
+from otel_audit._otlp_spans import ATTRIBUTES_MAX, HUGE_BYTES, Heads
 from otel_audit.otlp import Decoded, Decoder
 from otel_audit.record import INT_MAX
 from tests.otlp_support import SPAN, START_NS, TRACE, any_value, check, decode, encoded, request, rows, span
@@ -79,6 +80,8 @@ def test_a_span_without_identity_or_time_is_quarantined_as_it_came(fields: dict[
     [
         GOOD.SerializeToString()[:-3],
         GOOD.SerializeToString() + b"\x4a\x7f",
+        GOOD.SerializeToString() + b"\x4a\x12",  # as long as the mark that `otlp` writes behind a span
+        GOOD.SerializeToString() + b"\x4a\x24",
         GOOD.SerializeToString() + b"\x80",
         GOOD.SerializeToString() + b"\x0b",
         GOOD.SerializeToString() + b"\x0c",
@@ -93,6 +96,15 @@ def test_an_undecodable_span_spoils_no_other(raw: bytes, place: int) -> None:
     assert [r["client_id"] for r in rows(decoded)] == [str(n) for n in range(150)]
     (entry,) = decoded.quarantine
     assert (entry.reason, entry.payload, entry.recorded) == ("span_undecodable", raw, False)
+
+
+def test_a_head_is_never_completed_by_what_follows_it() -> None:
+    sound = bytes(span({}, parent_span_id=SPAN, trace_state="a=b").SerializeToString())
+    head = max(end for number, _, _, end in wire.fields(sound) if number == 8)
+    for cut in range(len(sound) + 1):
+        pieces = [sound[:cut], sound[cut:], b"\x41" * 64]
+        sizes = np.array([len(p) for p in pieces])
+        assert Heads(pieces, sizes).sound[0] == (cut >= head), cut
 
 
 def test_a_span_written_in_another_order_gives_the_same_record() -> None:

@@ -136,7 +136,8 @@ class RecordTable:
         widths = {}
         for column in TABLE_COLUMNS:
             cells = [cell_len(shape.cell(column, row[column], self._zone)) for row in sample]
-            title = max(len(word) for word in _TITLES[column].split())
+            word = max(map(len, _TITLES[column].split()))
+            title = next(w for w in range(word, 99) if len(textwrap.wrap(_TITLES[column], w)) <= 2)
             floor = _WIDTH_LIVE.get(column, 8 if column == "duration_ns" else 0) if live else 0
             if column == "outcome":
                 title, floor = (4, 4) if shape.short_outcome else (7, 7)

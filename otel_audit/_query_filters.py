@@ -36,8 +36,18 @@ CREATE OR REPLACE MACRO ip6_hex(address) AS (
 """
 """The 32 hex digits of an IPv6 address in any of its short forms, so that a network is a range of text."""
 
-_IP4: Final = r"[0-9]{1,3}(\.[0-9]{1,3}){3}"
-_IP6: Final = r"[0-9a-f]{0,4}(:[0-9a-f]{0,4}){2,8}"
+_OCTET: Final = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IP4: Final = rf"{_OCTET}(\.{_OCTET}){{3}}"
+_G: Final = "[0-9a-f]{1,4}"
+_IP6: Final = "|".join(
+    [
+        f"{_G}(:{_G}){{7}}",
+        f"::({_G}(:{_G}){{0,6}})?",
+        *(f"{_G}(:{_G}){{{n}}}::({_G}(:{_G}){{0,{5 - n}}})?" for n in range(6)),
+        f"{_G}(:{_G}){{6}}::",
+    ]
+)
+"""Eight groups, or fewer around one `::` (RFC 4291, section 2.2)."""
 _MAPPED: Final = "::ffff:"
 _TRACE: Final = re.compile(r"[0-9a-f]{32}\Z")
 

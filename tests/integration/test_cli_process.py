@@ -23,6 +23,7 @@ import pytest
 from otel_audit import record
 from otel_audit.auditlog import AuditLog
 from otel_audit.otlp import Decoded
+from otel_audit.quarantine import Quarantine
 from tests.recordlog import rows, snapshot, table
 
 COMMAND = [sys.executable, "-m", "otel_audit"]
@@ -216,6 +217,12 @@ def test_bytes_are_not_written_to_a_terminal(log: Path) -> None:
     out = shown("export", "--dir", str(log), "--format", "parquet")
     assert "error: export parquet" in out
     assert "PAR1" not in out
+    kept = Quarantine(log, "audit")
+    kept.append([record.Quarantined("oversize", "too large", b"RAW\x1b[2J", "otlp.span+protobuf")], 0)
+    kept.close()
+    out = shown("quarantine", "--dir", str(log), "--raw", "1")
+    assert "quarantine --raw 1 > payload" in out
+    assert "RAW" not in out
 
 
 def test_progress_is_shown_on_a_terminal_only(log: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -50,7 +51,7 @@ def wanted(r: Row, f: Filters) -> bool:
         and all(has(name, column) for name, column in TEXT_FILTERS.items())
         and (not f.ip or any(in_network(r.get("client_ip"), i) for i in f.ip))
         and (not f.trace or r["trace_id"].hex() in f.trace)
-        and (f.min_duration_ns is None or (r["duration_ns"] or -1) >= f.min_duration_ns)
+        and (f.min_duration_ns is None or (-1 if r["duration_ns"] is None else r["duration_ns"]) >= f.min_duration_ns)
     )
 
 
@@ -84,6 +85,8 @@ ADDRESSES = st.sampled_from(
         "2001:db8::xyz",
         "",
         "192.0.2.x",
+        "192.0.2.300",
+        "1:2:3:4:5:6:7::8",
     ]
 )
 NETWORKS = st.sampled_from(
@@ -633,3 +636,54 @@ def test_more_groups_than_memory_holds_are_ranked_all_the_same() -> None:
     with Query(snap, Engine(QuerySettings(memory_bytes=1))) as query:
         groups = query.top("client_id", 2)
     assert [(g.value, g.count) for g in groups] == [("000000" * 40, 2), ("000001" * 40, 1)]
+
+
+# --- networks at their edges ----------------------------------------------------------------------------------------------
+EDGED = [
+    "10.0.0.0/8",
+    "10.32.0.0/11",
+    "192.0.2.64/26",
+    "192.0.2.6/31",
+    "172.16.0.0/12",
+    "0.0.0.0/1",
+    "255.255.255.0/24",
+]
+EDGED6 = [
+    "2001:db8::/32",
+    "2001:db8:0:8000::/49",
+    "2001:db8:2::/47",
+    "::/3",
+    "ff00::/8",
+    "2001:db8::1:0/112",
+    "::1:0/127",
+]
+
+
+@pytest.fixture(scope="module")
+def edges(tmp_path_factory: pytest.TempPathFactory) -> tuple[Snapshot, list[str]]:
+    """Both ends of each network, and what lies just outside."""
+    found: dict[str, None] = {}
+    for text in [*EDGED, *EDGED6]:
+        network = ipaddress.ip_network(text)
+        kind, top = type(network.network_address), 2**network.max_prefixlen
+        ends = (int(network.network_address), int(network.broadcast_address))
+        found.update({str(kind(n)): None for e in ends for n in (e - 1, e, e + 1) if 0 <= n < top})
+    addresses = [a for a in found if "." not in a or ":" not in a]
+    made = rows([{"client_ip": a} for a in addresses])
+    return snapshot(tmp_path_factory.mktemp("edges"), made, [len(made) // 2]), addresses
+
+
+@pytest.mark.parametrize("network", [*EDGED, *EDGED6])
+def test_a_network_holds_its_ends_and_nothing_beyond(edges: tuple[Snapshot, list[str]], network: str) -> None:
+    snap, addresses = edges
+    with Query(snap, ENGINE) as query:
+        found = query.page(Filters(ip=(network,)), 1000, columns=("client_ip",)).records.column("client_ip").to_pylist()
+    assert sorted(found) == sorted(a for a in addresses if in_network(a, network))
+
+
+def test_records_out_of_order_within_a_file_are_never_exported(tmp_path: Path) -> None:
+    snap = snapshot(tmp_path, rows([{}] * 4), [4])
+    path = snap.segments[0].path
+    pq.write_table(pq.read_table(path).take([0, 2, 1, 3]), path)
+    with Query(snap) as query, pytest.raises(CorruptLogError, match="order"):
+        list(query.iter_batches())

@@ -36,7 +36,7 @@ __all__ = ["Capture", "flush", "pre_instrument", "ships_to"]
 
 _log = logging.getLogger("otel_audit.capture")
 
-_LET_END_S: Final = 0.5
+_LET_END_S: Final = 1.0
 
 _installing = threading.Lock()
 _installed: "Capture | None" = None  # written once, under `_installing`

@@ -85,11 +85,11 @@ class AuditSpanProcessor(SpanProcessor):
         """Hand an audited span to the shipper."""
         try:
             if is_audited(span):
-                if span.kind is SpanKind.SERVER:
-                    self._source.open_calls -= 1
                 self._shipper.put(self._source.encode(span))
         except Exception:
             self._say("record")
+        if span.kind is SpanKind.SERVER:
+            self._source.open_calls -= 1  # only now: whoever waits for it goes on to flush
 
     def shutdown(self) -> None:
         """Deliver what is waiting; spans that end later are still taken."""

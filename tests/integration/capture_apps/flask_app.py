@@ -19,7 +19,7 @@ def read_thing(thing_id: int) -> dict[str, int]:
 @app.get("/slow")
 def slow() -> str:
     Path(os.environ["STARTED"]).touch()
-    time.sleep(0.2)
+    time.sleep(0.1)
     return "done"
 
 

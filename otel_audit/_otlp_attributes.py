@@ -460,8 +460,9 @@ class Memo(dict[bytes, Entry]):
             if how == _LATE:
                 return slot, raw
             if how == _PASS:
-                return _NOTHING
-            if raw[at : at + 4] == _PATH_HEADS[len(raw) - at]:
+                if raw[at] == len(raw) - at - 1:  # nothing follows the value, no other key for one
+                    return _NOTHING
+            elif raw[at : at + 4] == _PATH_HEADS[len(raw) - at]:
                 path = raw[at + 3 :].decode()
                 if "?" not in path and "#" not in path:
                     return slot, path

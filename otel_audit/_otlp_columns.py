@@ -182,7 +182,10 @@ class Table:
         if found == Slot.EXTRA:
             self._note(row).take(value.problems, value.lossy)
             found, value = value.slot, value.value
-        return value if found == slot else None
+        if found == slot:
+            return value
+        self._note(row).note("undecodable:attributes", lossy=True)  # or it has two keys, of which the first was seen
+        return None
 
     def _paths(self) -> _Column | None:
         """The path of each call, as the best of what says it."""

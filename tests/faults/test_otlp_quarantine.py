@@ -130,6 +130,14 @@ def test_ids_of_one_span_never_pass_to_the_next() -> None:
     assert reasons(decoded) == [("trace_id_invalid", False)]
 
 
+def test_a_span_that_is_refused_or_excluded_is_counted_once() -> None:
+    said = {"http.route": "/healthz", "http.response.status_code": "oops"}
+    decoded = decode(span({**said, "http.route": "/x"}, trace_id=bytes(16)), span(said), exclude_routes=["/healthz"])
+    assert (reasons(decoded), decoded.skipped) == ([("trace_id_invalid", False)], 1)
+    decoded = decode(span(said, trace_id=bytes(16), start_time_unix_nano=0), exclude_routes=["/healthz"])
+    assert (reasons(decoded), decoded.skipped) == ([], 1)
+
+
 # --- broken requests --------------------------------------------------------------------------------------------------
 def test_a_broken_part_of_a_request_is_quarantined_and_the_rest_recorded() -> None:
     sound = bytes(GOOD.SerializeToString())
@@ -319,11 +327,46 @@ def test_bottomless_nesting_neither_crashes_nor_hides_the_call() -> None:
     assert only_with_problem(decoded, "depth:attributes")["client_id"] == "me"
 
 
-@pytest.mark.parametrize("bad", [b"\xff", b"\x0a\x7fx", b"\x0a\x0aaudit.note\x12\x02\x0a\x05", b"\x0c"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"\xff",
+        b"\x0a\x7fx",
+        b"\x0a\x0aaudit.note\x12\x02\x0a\x05",
+        b"\x0c",
+        b"\x0a\x0faudit.client.id\x12\x05\x0a\x02me",
+        b"\x0a\x0faudit.client.id\x12\x03\x0a\x02me",
+    ],
+)
 def test_an_undecodable_attribute_costs_no_record(bad: bytes) -> None:
     decoded = check(Decoder().decode(spans_request(with_attribute(bad))))
     assert only_with_problem(decoded, "undecodable:attributes")["client_id"] == "me"
     assert reasons(decoded) == [("undecodable", True)]
+
+
+@pytest.mark.parametrize("count", [3, 100])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        wire.field(2, b"\x18\x05\x05"),
+        wire.field(2, b"\x18\x85"),
+        wire.field(2, b"\x18\x05") + attribute(b"http.route", b"/other"),
+        wire.field(2, b"\x18\x05") + wire.field(1, b"other"),
+    ],
+)
+def test_a_source_number_that_is_none_is_noted_and_all_others_kept(bad: bytes, count: int) -> None:
+    sound = [span({"audit.source.seq": n}).SerializeToString() for n in range(count)]
+    decoded = check(Decoder().decode(spans_request(*sound, with_attribute(wire.field(1, b"audit.source.seq") + bad))))
+    assert [r["source_seq"] for r in rows(decoded)] == [*range(count), None]
+    assert problems(rows(decoded)[-1]) == ["undecodable:attributes"]
+    assert reasons(decoded) == [("undecodable", True)]
+
+
+def test_an_attribute_of_two_keys_counts_as_the_last_whatever_the_first() -> None:
+    for first in (b"client.port", b"url.path", b"url.scheme", b"audit.client.name"):
+        raw = attribute(first, b"/x") + attribute(b"audit.client.id", b"last")
+        (row,) = rows(check(Decoder().decode(spans_request(with_attribute(raw)))))
+        assert (row["client_id"], row["client_name"]) == ("last", None)
 
 
 def test_an_undecodable_status_costs_no_record() -> None:
@@ -367,7 +410,9 @@ def test_memory_of_attributes_is_bounded_and_keeps_what_is_in_use() -> None:
             assert memo.full or dict.__contains__(memo, useful)
         if memo.full:
             generations += 1
+            known = memo[useful]
             memo = memo.next()
+            assert memo[useful] is known
         assert len(memo) < 100_000
     assert generations >= 2
 

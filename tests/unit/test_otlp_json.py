@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from otel_audit._otlp_json import _any_value
 from otel_audit.errors import DecodeError, TooLargeError
 from otel_audit.otlp import Decoded, Decoder, DecodeSettings
 from tests.otlp_support import SPAN, START_NS, TRACE, check, encoded, request, rows, span, to_json
@@ -226,9 +227,20 @@ def test_a_number_too_long_to_be_read_in_place_of_a_span_hides_no_other() -> Non
     assert (decoded.records.num_rows, len(decoded.quarantine)) == (1, 1)
 
 
-def test_nesting_beyond_the_bound_is_noted_as_in_protobuf() -> None:
+def test_no_nesting_exhausts_the_stack() -> None:
+    lists: Any = {"stringValue": "bottom"}
+    maps: Any = lists
+    for _ in range(5_000):
+        lists = {"arrayValue": {"values": [lists]}}
+        maps = {"kvlistValue": {"values": [{"key": "k", "value": maps}]}}
+    assert len(_any_value(lists, 0)) < 200
+    assert len(_any_value(maps, 0)) < 400
+
+
+@pytest.mark.parametrize("depth", [17, 40, 200])
+def test_nesting_beyond_the_bound_is_noted_as_in_protobuf(depth: int) -> None:
     value: Any = {"stringValue": "bottom"}
-    for _ in range(40):
+    for _ in range(depth):
         value = {"arrayValue": {"values": [value]}}
     (row,) = rows(decode_spans(with_value(value)))
     assert json.loads(row["attributes"])["otel_audit.problems"] == ["depth:attributes"]

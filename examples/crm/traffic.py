@@ -221,10 +221,10 @@ async def plug_in(p: Program) -> None:
     p.headers = own
     contact = 1
     while True:
-        for _ in range(p.rng.randint(15, 25)):
+        for _ in range(p.rng.randint(10, 20)):
             await p.call("GET", f"/v2/contacts/{contact}")
             contact += 1
-        await p.pause(0.2, 0.6)
+        await p.pause(0.8, 1.2)
         await p.call("GET", f"/v2/contacts/{p.rng.randint(10_000, 99_999)}")
         if p.rng.random() < 0.5:
             await p.call("GET", "/v2/contacts/export")
@@ -233,7 +233,7 @@ async def plug_in(p: Program) -> None:
             p.headers = {"X-API-Key": f"sk-web-{p.rng.randrange(3):06x}"}
             await p.call("GET", "/v2/contacts?size=200")
             p.headers = own
-        await p.pause(0.4, 1.0)
+        await p.pause(0.3, 0.8)
 
 
 PROGRAMS: tuple[tuple[Callable[[Program], Awaitable[None]], str, tuple[str, ...]], ...] = (

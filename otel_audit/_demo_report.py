@@ -1,6 +1,7 @@
 """What the demo shows: progress while the calls are made, then the log, who uses the API how, and what to try next."""
 
 import shlex
+import shutil
 import sys
 import time
 from collections import Counter
@@ -246,20 +247,29 @@ def _accusation(u: _Usage, total: int) -> str:
     )
 
 
+def _command() -> str:
+    """What to type for otel-audit here: its name where the shell finds it, else the way to the one that runs."""
+    if shutil.which("otel-audit"):
+        return "otel-audit"
+    path = Path(sys.executable).with_name("otel-audit")
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
 def _print_next(console: "Console", folder: Path, usage: Sequence[_Usage], newest: Sequence[dict[str, Any]]) -> None:
-    where = f"--dir {shlex.quote(str(folder))}"
+    name, where = _command(), f"--dir {shlex.quote(str(folder))}"
     bad = next((u.client_id for u in usage if u.misbehaves and u.name), None) or "plugin-03"
     number = next((r["seq"] for r in newest if r["outcome"] != "success"), newest[0]["seq"] if newest else 1)
     commands = (
         (
-            f"otel-audit find {where} --client {shlex.quote(bad)} --outcome denied",
+            f"{name} find {where} --client {shlex.quote(bad)} --outcome denied",
             "what the misbehaving client was refused",
         ),
-        (f"otel-audit find {where} --min-duration 500ms", "slow calls"),
-        (f"otel-audit show {where} {number}", "everything about one call"),
-        (f"otel-audit stats {where}", "who calls what, how often, how fast"),
-        (f"otel-audit tail {where}", "calls as they come; run the demo beside it"),
-        (f"otel-audit export {where} --format csv -o calls.csv", "hand it on"),
+        (f"{name} find {where} --min-duration 500ms", "slow calls"),
+        (f"{name} show {where} {number}", "everything about one call"),
+        (f"{name} stats {where}", "who calls what, how often, how fast"),
+        (f"{name} tail {where}", "calls as they come; run the demo beside it"),
+        (f"{name} export {where} --format csv -o calls.csv", "hand it on"),
     )
     console.print()
     console.print("Try next", style="bold cyan")

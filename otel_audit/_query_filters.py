@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from otel_audit import record
-from otel_audit.errors import UsageError
+from otel_audit.errors import RecordError, UsageError
 
 __all__ = ["IP6_MACRO", "TEXT_FILTERS", "Clause", "Filters"]
 
@@ -161,7 +161,7 @@ class Filters:
 def _checked_time(us: int) -> None:
     try:
         record.format_time(us)
-    except record.RecordError as e:
+    except RecordError as e:
         raise UsageError("filter by", "time", e.reason, "give a time between the years 1 and 9999") from e
 
 

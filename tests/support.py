@@ -57,7 +57,8 @@ def all_records(snapshot: Snapshot) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for segment in snapshot.segments:
         found += pq.read_table(segment.path, partitioning=None).to_pylist()
-    return found + snapshot.unsealed.to_pylist()
+    found += snapshot.unsealed.to_pylist()
+    return found
 
 
 def check_log(directory: Path) -> list[dict[str, Any]]:

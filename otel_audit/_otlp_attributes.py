@@ -184,10 +184,12 @@ def _sorted(value: Any) -> Any:
     return [_sorted(v) for v in value] if isinstance(value, list) else value
 
 
+_dump: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def fragment(key: str, value: Any) -> str:
     """One member of the column `attributes`, as `record.canonical_attributes` writes it."""
-    dump = json.dumps({key: _sorted(value)}, ensure_ascii=False, separators=(",", ":"))
-    return dump[1:-1]
+    return f"{_dump(key)}:{_dump(_sorted(value))}"
 
 
 def _column_value(data: bytes, column: str, notes: Notes) -> str | int | float | None:
@@ -206,6 +208,8 @@ def _column_value(data: bytes, column: str, notes: Notes) -> str | int | float |
     if which == "bytes_value":
         return base64.b64encode(found).decode()
     notes.note(f"invalid:{column}", lossy=True)
+    if len(found) > COLUMN_BYTES_MAX:
+        return None
     inside = Notes()
     return fragment("", _json_value(data, inside, 0)).partition(":")[2]
 
@@ -412,11 +416,17 @@ def _read_first(raw: bytes) -> Entry:
             at = raw[1] + 3  # after key and the value's tag
             field = _PREFIXES.get(raw[:at])
             if raw[at] == size - at - 1:  # the value is all that follows
-                if field is None:
-                    if raw[0] == 0x0A and raw[at - 1] == 0x12 and raw[2:8] != _AUDIT:
+                is_text = raw[at + 1] == 0x0A and raw[at + 2] == size - at - 3
+                if field is not None:
+                    if is_text:
+                        return field.slot, field.convert(raw[at + 3 :].decode(), field.column, _NO_NOTES)
+                elif raw[0] == 0x0A and raw[at - 1] == 0x12:
+                    if raw[2:8] != _AUDIT:
                         return _NOTHING
-                elif raw[at + 1] == 0x0A and raw[at + 2] == size - at - 3:  # text
-                    return field.slot, field.convert(raw[at + 3 :].decode(), field.column, _NO_NOTES)
+                    if is_text:
+                        key = raw[2 : at - 1].decode()
+                        member = fragment(key, raw[at + 3 :].decode())
+                        return Slot.EXTRA, Extra(Slot.IGNORED, None, key, member, (), ())
         except (IndexError, UnicodeDecodeError, _Noted):
             pass
     entry = read(raw)

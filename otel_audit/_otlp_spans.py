@@ -27,6 +27,8 @@ _EXCEPTION_NAME: Final = b"\x12\x09" + _EXCEPTION  # an event's name as it is wr
 _STATUS: Final = {b"": None, b"\x18\x00": None, b"\x18\x01": 1, b"\x18\x02": 2}
 _CHUNK: Final = 64
 """Spans parsed together: enough to share the cost of a parse, few enough to stay in the processor's cache."""
+_TOGETHER_BYTES_MAX: Final = 64 * 1024
+"""Size of a span up to which it is parsed with others: a parsed attribute can take ten times its bytes."""
 _SEPARATOR: Final = wire.field(9, MARK) + wire.field(15, MARK)  # an attribute and a status
 HUGE_BYTES: Final = 1024 * 1024
 """Size of a span from which its fields are counted before it is read."""
@@ -246,7 +248,7 @@ class Spans:
             self.raws = [self._shrink(i, raw) for i, raw in enumerate(raws)]
             sizes = np.fromiter(map(len, self.raws), np.int64, n)
         self.heads = Heads(self.raws, sizes)
-        self._read()
+        self._read(sizes)
         self.rows = self._choose()
 
     def note_of(self, index: int) -> Notes:
@@ -259,12 +261,13 @@ class Spans:
         self.quarantine.append(Quarantined(reason, detail, self._payload(index), self._kind, service, recorded))
 
     # --- reading
-    def _read(self) -> None:
-        n, sound = len(self.raws), self.heads.sound
-        whole = bool(sound.all())
+    def _read(self, sizes: npt.NDArray[np.int64]) -> None:
+        n = len(self.raws)
+        together = self.heads.sound & (sizes <= _TOGETHER_BYTES_MAX)
+        whole = bool(together.all())
         for first in range(0, n, _CHUNK):
             after = min(first + _CHUNK, n)
-            if not (whole or sound[first:after].all()) or not self._read_together(first, after):
+            if not (whole or together[first:after].all()) or not self._read_together(first, after):
                 for index in range(first, after):
                     self._read_one(index)
 

@@ -1,6 +1,5 @@
 """Counting: calls over time, and calls by client, service or any other column, with percentiles of their duration."""
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Final
@@ -128,12 +127,12 @@ class _Durations:
 
     def summary(self) -> tuple[int | None, int | None, int | None, int | None]:
         """p50, p95, p99 and maximum."""
-        return self._quantile(0.50), self._quantile(0.95), self._quantile(0.99), self.max_ns
+        return self._percentile(50), self._percentile(95), self._percentile(99), self.max_ns
 
-    def _quantile(self, q: float) -> int | None:
+    def _percentile(self, percent: int) -> int | None:
         if self.min_ns is None or self.max_ns is None:
             return None
-        left = math.ceil(q * sum(n for _, n in self.steps))
+        left = -(-percent * sum(n for _, n in self.steps) // 100)  # rounded up
         for step, count in self.steps:
             left -= count
             if left <= 0:

@@ -347,7 +347,7 @@ _AUDIT: Final = names.AUDIT_PREFIX.encode()
 _KEYS: Final = {k.encode(): f for k, f in FIELDS.items()}
 
 # Attributes that differ from call to call: remembering them would cost more than reading them, and push out the rest.
-_LATE, _PATH, _PASS = 0, 1, 2
+_PATH, _LATE, _PASS = 0, 1, 2
 _ONCE: Final = {
     **{_prefix(f.key): (f.slot, _LATE) for f in FIELDS.values() if f.slot in Slot.LATE},
     **{_prefix(key): (FIELDS[key].slot, _PATH) for key in (*names.URL_PATH, *names.HTTP_TARGET)},
@@ -467,15 +467,15 @@ class Memo(dict[bytes, Entry]):
         try:
             at = raw[1] + 3
             slot, how = _ONCE[raw[:at]]
-            if how == _LATE:
+            if not how:  # _PATH
+                if raw[at : at + 4] == _PATH_HEADS[len(raw) - at]:
+                    path = raw[at + 3 :].decode()
+                    if "?" not in path and "#" not in path:
+                        return slot, path
+            elif how == _LATE:
                 return slot, raw
-            if how == _PASS:
-                if raw[at] == len(raw) - at - 1:  # nothing follows the value, no other key for one
-                    return _NOTHING
-            elif raw[at : at + 4] == _PATH_HEADS[len(raw) - at]:
-                path = raw[at + 3 :].decode()
-                if "?" not in path and "#" not in path:
-                    return slot, path
+            elif raw[at] == len(raw) - at - 1:  # _PASS; nothing follows the value, no other key for one
+                return _NOTHING
         except (KeyError, IndexError, UnicodeDecodeError):
             pass
         return self._remember(raw)

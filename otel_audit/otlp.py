@@ -6,7 +6,10 @@ cannot be one. A record that does not hold all its span said names what is missi
 is kept in quarantine as well (`recorded=True`).
 
 Columns come from semantic conventions old and new and from `audit.*` attributes; a key that occurs twice counts as it
-occurs last. The way of a request through the private modules: `_otlp_json` (OTLP/JSON to protobuf bytes, so that there
+occurs last, and an empty text as none. An rpc call has its whole name (`pkg.Service/Method`) as `method`, the short one
+as `action`, no `route`, and a `target` only where `audit.target.id` or a path says one. `audit.*` attributes of a resource
+hold for each of its spans that does not say otherwise, and go to `attributes`, but for `audit.service` and
+`audit.source.id`. The way of a request through the private modules: `_otlp_json` (OTLP/JSON to protobuf bytes, so that there
 is one definition) → `_otlp_request` (request to encoded spans) → `_otlp_spans` (spans to Python columns, with
 `_otlp_attributes`) → `_otlp_columns` (to Arrow, with `_otlp_rules`).
 """

@@ -222,12 +222,13 @@ class Table:
         said = [(name, c) for name, slot in _SAID if (c := self._columns[slot]) is not None]
         numbers = self._calls.of_shape(tuple(name for name, _ in said))
         keys = zip(*(c for _, c in said), strict=True) if said else repeat((), self._rows)
-        found, which = _distinct(np.fromiter(map(numbers.__getitem__, keys), np.int64, self._rows))
+        found, places = _distinct(np.fromiter(map(numbers.__getitem__, keys), np.int64, self._rows))
+        which: npt.NDArray[np.int64] | None = places
         calls = [self._calls[number] for number in found.tolist()]
         if any(c.exclusion for c in calls):
-            self._exclude(calls, which.tolist(), paths)
+            self._exclude(calls, places.tolist(), paths)
         if self._rows <= _FEW:
-            calls = list(map(calls.__getitem__, which.tolist()))
+            calls = list(map(calls.__getitem__, places.tolist()))
             which = None
         columns = zip(*((c.action, c.outcome, c.status_code, c.method, c.route) for c in calls), strict=True)
         arrays = [pa.array(c, pa.int16() if k == 2 else pa.string()) for k, c in enumerate(columns)]
@@ -246,14 +247,14 @@ class Table:
         for row, call in enumerate(calls if which is None else map(calls.__getitem__, which.tolist())):
             action = call.action
             if action is None and call.by_path and call.method is not None:
-                action = rules.http_action(call.method, paths and paths[row], templated=False)
+                action = rules.http_action(call.method, paths[row] if paths else None, templated=False)
             actions.append(action or self._span_name(row))
         return actions
 
     def _exclude(self, calls: Sequence[Call], which: list[int], paths: _Column | None) -> None:
         for row, call in enumerate(map(calls.__getitem__, which)):
-            by_path = call.exclusion == rules.BY_PATH and paths is not None
-            if call.exclusion == rules.EXCLUDED or (by_path and self._exclusion.of_path(paths[row], call.route)):
+            path = paths[row] if paths is not None and call.exclusion == rules.BY_PATH else None
+            if call.exclusion == rules.EXCLUDED or (path is not None and self._exclusion.of_path(path, call.route)):
                 self._excluded.add(row)
 
     def _span_name(self, row: int) -> str:

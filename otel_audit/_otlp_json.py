@@ -258,7 +258,7 @@ class _Reader:
 
     def __init__(self, text: str, spans_max: int) -> None:
         self._text, self._spans_max = text, spans_max
-        self._scan = json.JSONDecoder().scan_once
+        self._scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
         self._where: list[tuple[int, int]] = []  # of each span in `request`
         self.request = Request(kind=SPAN, payload=lambda index: self._raw(*self._where[index]))
 

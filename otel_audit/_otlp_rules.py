@@ -289,7 +289,7 @@ def call_of(said: Said, exclusion: Exclusion) -> Call:
 
 def outcome(text: str) -> Outcome | None:
     """`text` as an outcome; None when it is not in the vocabulary."""
-    return text if text in OUTCOMES else None  # type: ignore[return-value]
+    return text if text in OUTCOMES else None
 
 
 # --- calls, remembered ------------------------------------------------------------------------------------------------

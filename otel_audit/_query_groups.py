@@ -167,13 +167,17 @@ def _durations(
     return found
 
 
-def _client_names(scan: Scan, source: Source, filters: Filters, values: list[Any]) -> dict[Any, str | None]:
-    named = [v for v in values if v is not None]
-    if not named:
-        return {}
-    inner = source.select(
-        "client_id AS v, client_name, time",
-        Clause.all_of([filters.clause(), Clause("client_name IS NOT NULL"), _among("client_id", named)]),
-    )
-    sql = f"SELECT v, arg_max(client_name, time) FROM {inner.sql} GROUP BY v"  # noqa: S608
-    return dict(scan.rows(Clause(sql, inner.params), source))
+def _client_names(scan: Scan, source: Source, filters: Filters, values: list[Any]) -> dict[Any, str]:
+    """The name last used with each client id; reads newest segments first and stops when older ones cannot know better."""
+    left = [v for v in values if v is not None]
+    found: dict[Any, tuple[int, str]] = {}
+    for part, rest in scan.waves(source.segments, lambda s: s.time_max_us):
+        if not left:
+            break
+        wanted = Clause.all_of([filters.clause(), Clause("client_name IS NOT NULL"), _among("client_id", left)])
+        inner = part.select("client_id AS v, client_name, epoch_us(time) AS t", wanted)
+        sql = f"SELECT v, max(t), arg_max(client_name, t) FROM {inner.sql} GROUP BY v"  # noqa: S608
+        for value, time_us, name in scan.rows(Clause(sql, inner.params), part):
+            found[value] = max(found.get(value, (time_us, name)), (time_us, name))
+        left = [v for v in left if rest is not None and (v not in found or found[v][0] <= rest)]
+    return {value: name for value, (_, name) in found.items()}

@@ -2,7 +2,7 @@
 
 import bisect
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from otel_audit import record
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["ALL_COLUMNS", "Scan", "Source", "columns_known", "schema_of"]
 
 ALL_COLUMNS: Final = tuple(c.name for c in record.COLUMNS)
+_FIRST_WAVE: Final = 2
 
 
 class Source:
@@ -78,6 +79,21 @@ class Scan:
             if (since_us is None or s.time_max_us >= since_us) and (until_us is None or s.time_min_us < until_us)
         ]
         return Source(segments, unsealed=self.has_unsealed)
+
+    def waves(
+        self, segments: "Sequence[Segment]", newest: "Callable[[Segment], int]"
+    ) -> Iterator[tuple[Source, int | None]]:
+        """Growing groups of segments, newest first, with the newest key of those left; who has enough stops.
+
+        The unsealed records, whose times are not known, come with the first group.
+        """
+        ordered = sorted(segments, key=newest, reverse=True)
+        start, size, unsealed = 0, _FIRST_WAVE, self.has_unsealed
+        while start < len(ordered) or unsealed:
+            end = start + size
+            rest = newest(ordered[end]) if end < len(ordered) else None
+            yield Source(ordered[start:end], unsealed=unsealed), rest
+            start, size, unsealed = end, size * 2, False
 
     def holding(self, seqs: Sequence[int]) -> Source:
         """The segments that hold records of these numbers."""

@@ -38,7 +38,6 @@ __all__ = [
 PAGE_ROWS_MAX: Final = 10_000
 _BATCH_ROWS: Final = 4096
 _CAREFUL_ROWS: Final = 256
-_FIRST_WAVE: Final = 2
 
 _CURSOR: Final = re.compile(r"(-?[0-9]{1,18})\.([0-9]{1,18})\Z")
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}\Z")
@@ -321,7 +320,7 @@ class Query:
         key = "epoch_us(time)" if order == "time" else "seq"
         clause = Clause.all_of([filters.clause(), *_earlier(before, order)])
         best = _Best(limit)
-        for source, rest in self._waves(self._candidates(filters, before, order), order):
+        for source, rest in self._scan.waves(self._candidates(filters, before, order), lambda s: _bound(s, order)):
             inner = source.select(f"{key} AS k, seq", clause)
             sql = f"SELECT k, seq FROM {inner.sql} ORDER BY k DESC, seq DESC LIMIT {int(limit)}"  # noqa: S608
             best.add([(k, seq) for k, seq in self._scan.rows(Clause(sql, inner.params), source)])
@@ -330,20 +329,11 @@ class Query:
         return best.keys
 
     def _candidates(self, filters: Filters, before: Cursor | None, order: Order) -> "list[Segment]":
-        """Segments that can hold matches, the one with the newest record first."""
+        """Segments that can hold matches."""
         found = list(self._scan.overlapping(filters.since_us, filters.until_us).segments)
         if before is not None:
             found = [s for s in found if (s.time_min_us if order == "time" else s.first_seq) <= before.key]
-        return sorted(found, key=lambda s: _bound(s, order), reverse=True)
-
-    def _waves(self, segments: "list[Segment]", order: Order) -> Iterator[tuple[Source, int | None]]:
-        """Growing groups of segments, the unsealed records with the first, each with the newest key of what is left."""
-        start, size, unsealed = 0, _FIRST_WAVE, self._scan.has_unsealed
-        while start < len(segments) or unsealed:
-            end = start + size
-            rest = _bound(segments[end], order) if end < len(segments) else None
-            yield Source(segments[start:end], unsealed=unsealed), rest
-            start, size, unsealed = end, size * 2, False
+        return found
 
     def _seqs(self, clause: Clause, limit: int) -> list[int]:
         source = self._scan.everything

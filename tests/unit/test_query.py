@@ -467,6 +467,14 @@ def test_a_client_is_labelled_with_its_latest_name(tmp_path: Path) -> None:
     assert [(g.value, g.label, g.count) for g in groups] == [("acme", "New", 3), (None, None, 1)]
 
 
+def test_a_latest_name_in_an_older_segment_is_still_the_latest(tmp_path: Path) -> None:
+    made = rows([{"time": NOON_US + n, "client_name": "Older"} for n in range(40)])
+    made[5] |= {"time": NOON_US + 1000, "client_name": "Latest"}  # arrived early, happened last
+    made[39] |= {"time": NOON_US + 2000, "client_id": "other"}
+    with Query(snapshot(tmp_path, made, list(range(4, 40, 4))), ENGINE) as query:
+        assert {g.value: g.label for g in query.top("client_id")} == {"acme": "Latest", "other": "Older"}
+
+
 def test_status_codes_are_ranked_as_numbers(tmp_path: Path) -> None:
     with Query(snapshot(tmp_path, rows([{"status_code": c} for c in (200, 404, 200, None)]), [1]), ENGINE) as query:
         groups = query.top("status_code")

@@ -401,7 +401,9 @@ class Spans:
         others = self.heads.kinds != wire.SERVER
         if self._refused:
             others[list(self._refused)] = True
-        self.columns = [c if isinstance(c, list) else None for c in self.columns]
+        filled = [c if isinstance(c, list) else None for c in self.columns]
+        self.columns.clear()  # the absent ones refer to it
+        self.columns = filled
         if not others.any():
             return rows
         actions = self.columns[Slot.ACTION]
@@ -416,9 +418,9 @@ class Spans:
             else:
                 self.skipped += 1
         self.columns = [None if c is None else list(compress(c, keep.tolist())) for c in self.columns]
-        rows = rows[keep]
-        self.heads.keep(rows)
-        return rows
+        kept: npt.NDArray[np.int64] = rows[keep]
+        self.heads.keep(kept)
+        return kept
 
 
 def _has_exception(raw: bytes) -> bool:

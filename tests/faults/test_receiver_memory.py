@@ -49,7 +49,9 @@ def test_bombs_do_not_fill_the_memory(tmp_path: Path) -> None:
             with ThreadPoolExecutor(20) as pool:
                 answers = {*pool.map(over_http, range(10)), *pool.map(over_grpc, range(10))}
             assert answers <= {413, 503, b"", grpc.StatusCode.UNAVAILABLE}
-            assert peak_mib(process.pid) - before < 480, "256 MiB of bodies, copies of two, and what the C library keeps"
+            assert peak_mib(process.pid) - before < 480, (
+                "256 MiB of bodies, copies of two, and what the C library keeps"
+            )
         finally:
             process.terminate()
             process.wait(60)

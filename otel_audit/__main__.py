@@ -1,22 +1,37 @@
 """The `otel-audit` command; says what to install where only the light base is."""
 
 import sys
+from importlib.util import find_spec
 
 __all__ = ["main"]
+
+# What the command line needs beyond the base install, by import name.
+_SERVER = (
+    "click",
+    "deltalake",
+    "duckdb",
+    "grpc_health",
+    "msgspec",
+    "numpy",
+    "pyarrow",
+    "rich",
+    "starlette",
+    "uvicorn",
+    "yaml",
+)
 
 
 def main() -> int:
     """Run the command line; returns the exit code."""
-    try:
-        from otel_audit.cli import run
-    except ModuleNotFoundError as e:
-        if e.name is None or e.name.startswith("otel_audit"):
-            raise
+    missing = [name for name in _SERVER if find_spec(name) is None]
+    if missing:
         print(  # noqa: T201 - there is no console yet
-            f"otel-audit: this command needs the package {e.name}; install it with: pip install 'otel-audit[server]'",
+            f"otel-audit: this command needs {', '.join(missing)}; install with: pip install 'otel-audit[server]'",
             file=sys.stderr,
         )
         return 1
+    from otel_audit.cli import run
+
     return run()
 
 

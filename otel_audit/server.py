@@ -8,9 +8,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Final, Self
@@ -109,13 +109,23 @@ def serve(settings: ServerSettings, *, ready: Callable[[Addresses], None] | None
     """
     _spare_memory()
     with _stop_signals() as stopping, Server(settings) as server:
-        _log.info("pid %d %s", os.getpid(), server.addresses)
+        _log.info("pid %d serves %s", os.getpid(), server.addresses.directory)
         if ready:
             ready(server.addresses)
         stopping.wait()
         _log.info("stopping; a second signal stops at once")
-    _log.info("stopped: %s", server.stats())
+    _log.info("stopped: %s", " ".join(_pairs(server.stats())))
     return 0
+
+
+def _pairs(stats: ReceiverStats) -> Iterator[str]:
+    """`key=value` of each counter, those of a table as `key.name=value`."""
+    for field in fields(stats):
+        value = getattr(stats, field.name)
+        if isinstance(value, Mapping):
+            yield from (f"{field.name}.{name}={count}" for name, count in value.items())
+        else:
+            yield f"{field.name}={value}"
 
 
 def _spare_memory() -> None:

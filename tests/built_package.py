@@ -39,6 +39,9 @@ def main() -> int:
         said = run(folder / "base" / "bin" / "otel-audit", "find", ok=False)
         if "pip install 'otel-audit[server]'" not in said:
             sys.exit(f"the command in the base install says: {said}")
+        run(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", "click")
+        if "pip install 'otel-audit[server]'" not in run(folder / "base" / "bin" / "otel-audit", "serve", ok=False):
+            sys.exit("with some of the server's packages there, the command does not say that others are missing")
         files = run(python, "-m", "pip", "show", "--files", "otel-audit")
         for needed in ("otel_audit/py.typed", "otel_audit/_examples/crm/main.py", "LICENSE"):
             if needed not in files:

@@ -187,6 +187,7 @@ class AuditLog:
         self.directory = directory
         self.settings = settings
         self.name = _name_of(directory, settings)
+        self._name_scalar = pa.scalar(self.name, pa.string())
         self._lock_fd = lock_fd
         # Under `_work`: the queue, how much is in it, whether a rotation is asked for, `_closing`.
         self._work = threading.Condition()
@@ -472,7 +473,7 @@ class AuditLog:
         rows = batch.num_rows
         assigned = [
             pa.array(np.full(rows, now_us, np.int64)).cast(pa.timestamp("us", "UTC")),
-            pa.repeat(pa.scalar(self.name), rows),
+            pa.repeat(self._name_scalar, rows),
             pa.array(np.arange(self._next_seq, self._next_seq + rows, dtype=np.int64)),
         ]
         return pa.RecordBatch.from_arrays([*batch.columns, *assigned], schema=schema())

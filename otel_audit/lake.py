@@ -456,5 +456,7 @@ def _writer(sink: Any) -> pq.ParquetWriter:
         },
         bloom_filter_options={"trace_id": {"ndv": _ROW_GROUP, "fpp": 0.05}, "client_id": {"ndv": 4096, "fpp": 0.01}},
         write_page_index=True,
+        # The size of a page is looked at once in so many values: long texts, which callers choose, must not make it huge.
+        write_batch_size=64,
         store_schema=False,
     )

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from otel_audit import _demo_report as report
 from otel_audit._cli_common import say
@@ -28,6 +29,8 @@ from otel_audit.errors import AuditError, NotFoundError
 from otel_audit.reader import LogReader
 
 __all__ = ["DEFAULT_DIRECTORY", "run"]
+
+_T = TypeVar("_T")
 
 DEFAULT_DIRECTORY: Final = "audit-log-demo"
 _HOST: Final = "127.0.0.1"
@@ -76,12 +79,8 @@ def _play(examples: Path, folder: Path, before: int, seconds: float, scratch: Pa
     """Start everything, drive the traffic, wait until it has arrived, stop everything."""
     say("starting the audit service, and a CRM that knows nothing of auditing ...")
     with contextlib.ExitStack() as stack:
-        server = _start("service", _serve_command(folder), _plain_environment(), scratch, stack)
-        addresses = server.wait_for(_listening)
-        port = _free_port("CRM")
-        environment = _crm_environment(examples, addresses["grpc"])
-        crm = _start("CRM", _crm_command(examples, port), environment, scratch, stack)
-        crm.wait_for(lambda _: _listens(port) or None)
+        server, addresses = _start_service(folder, scratch, stack)
+        crm, port = _start_crm(examples, addresses["grpc"], scratch, stack)
         _say_where(addresses, port)
         say(f"{'log':<10} {safe(str(folder))}{f'  (goes on after record {before:,})' if before else ''}")
         traffic = _load(examples / "crm" / "traffic.py")
@@ -149,20 +148,6 @@ def _usual_port(name: str) -> int:
     return _PORTS[name]
 
 
-def _free_port(name: str) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((_HOST, _usual_port(name)))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((_HOST, port)) == 0
-
-
 def _say_where(addresses: dict[str, str], crm_port: int) -> None:
     taken = {"OTLP/gRPC": addresses["grpc"], "OTLP/HTTP": addresses["http"], "CRM": f"{_HOST}:{crm_port}"}
     for name, address in taken.items():
@@ -214,6 +199,39 @@ def _start(name: str, words: list[str], env: dict[str, str], scratch: Path, stac
         )
         stack.callback(_stop, process)
     return _Process(name, process, output)
+
+
+def _start_service(folder: Path, scratch: Path, stack: contextlib.ExitStack) -> tuple[_Process, dict[str, str]]:
+    """`otel-audit serve`, and where it listens."""
+
+    def start(ports: dict[str, int]) -> tuple[_Process, dict[str, str]]:
+        words = _serve_command(folder, ports["OTLP/gRPC"], ports["OTLP/HTTP"])
+        process = _start("service", words, _plain_environment(), scratch, stack)
+        return process, process.wait_for(_listening)
+
+    return _on_usual_ports(start)
+
+
+def _start_crm(examples: Path, endpoint: str, scratch: Path, stack: contextlib.ExitStack) -> tuple[_Process, int]:
+    """The CRM under `opentelemetry-instrument`, and its port."""
+
+    def start(ports: dict[str, int]) -> tuple[_Process, int]:
+        words = _crm_command(examples, ports["CRM"])
+        process = _start("CRM", words, _crm_environment(examples, endpoint), scratch, stack)
+        return process, process.wait_for(_running)
+
+    return _on_usual_ports(start)
+
+
+def _on_usual_ports(start: Callable[[dict[str, int]], _T]) -> _T:
+    """What `start` gives with the usual ports, where they are free; else, or when somebody was faster, with others."""
+    usual = {name: _usual_port(name) for name in _PORTS}
+    try:
+        return start(usual)
+    except AuditError as e:
+        if "in use" not in str(e) or not any(usual.values()):
+            raise
+    return start(dict.fromkeys(_PORTS, 0))
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -278,11 +296,9 @@ def _plain_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith("OTEL_")}
 
 
-def _serve_command(folder: Path) -> list[str]:
+def _serve_command(folder: Path, grpc: int, http: int) -> list[str]:
     words = [sys.executable, "-m", "otel_audit", "serve", "--dir", str(folder)]
-    for flag, name in (("--grpc", "OTLP/gRPC"), ("--http", "OTLP/HTTP")):
-        words += [flag, f"{_HOST}:{_usual_port(name)}"]
-    return words
+    return [*words, "--grpc", f"{_HOST}:{grpc}", "--http", f"{_HOST}:{http}"]
 
 
 def _listening(said: str) -> dict[str, str] | None:
@@ -292,6 +308,12 @@ def _listening(said: str) -> dict[str, str] | None:
             grpc, http = line.split()[1:3]
             return {"grpc": grpc.removeprefix("grpc="), "http": http.removeprefix("http=")}
     return None
+
+
+def _running(said: str) -> int | None:
+    """The port in the line with which uvicorn says that it is ready, once it is there."""
+    found = re.search(r"Uvicorn running on http://[^ ]*:(\d+) ", said)
+    return int(found[1]) if found else None
 
 
 def _crm_command(examples: Path, port: int) -> list[str]:

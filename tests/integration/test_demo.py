@@ -171,6 +171,18 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     assert "pip install 'otel-audit[demo]'" in e.value.hint
 
 
+def test_somebody_who_takes_a_port_in_the_last_moment_is_evaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(3)]
+        ports = dict(zip(demo._PORTS, (s.getsockname()[1] for s in taken), strict=True))
+        monkeypatch.setattr(demo, "_PORTS", ports)
+        monkeypatch.setattr(demo, "_usual_port", ports.__getitem__)  # looked free a moment ago
+        assert demo.run(seconds=1, directory=tmp_path / "log") == 0
+    assert capsys.readouterr().err.count("is taken)") == 3
+
+
 @pytest.mark.parametrize("broken", ["_serve_command", "_crm_command"])
 def test_a_program_that_does_not_start_is_quoted_and_the_other_stopped(
     broken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

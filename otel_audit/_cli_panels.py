@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from otel_audit.query import Group
 
-__all__ = ["facts", "print_groups", "print_record", "print_table", "record_lines"]
+__all__ = ["facts", "group_lines", "hidden_heads", "print_groups", "print_record", "print_table", "record_lines"]
 
 _TITLES: Final = {c.name: c.title for c in record.COLUMNS}
 _SECTIONS: Final = (
@@ -81,19 +81,47 @@ def facts(console: "Console", pairs: Sequence[tuple[str, str]]) -> None:
     console.print(grid)
 
 
+_TIME_HEADS: Final = ("p50", "p95", "p99", "Max")
+
+
+def hidden_heads(width: int) -> tuple[str, ...]:
+    """The columns of a ranking that a terminal of this width has no room for; the extremes go first."""
+    return _TIME_HEADS[4 if width >= 110 else 3 if width >= 100 else 2 :]
+
+
 def print_groups(console: "Console", title: str, groups: "Sequence[Group]", total: int, seconds: float) -> None:
-    """A ranking: calls, share, rate, errors, percentiles of duration."""
+    """A ranking: calls, share, rate, errors, percentiles of duration; beside a client's id its name."""
+    named = any(g.label for g in groups)
     rows = []
     for g in groups:
         name = "(none)" if g.value is None or g.value == "" else safe(str(g.value))
-        label = f"{name}  {safe(g.label)}" if g.label else name
-        times = (duration_text(g.p50_ns), duration_text(g.p95_ns), duration_text(g.p99_ns), duration_text(g.max_ns))
+        names = (name, safe(g.label or "-")) if named else (name,)
         shares = (share_text(g.count, total), rate_text(g.count, seconds), share_text(g.errors, g.count))
-        rows.append((label, f"{g.count:,}", *shares, *times))
-    heads = (title, "Calls", "Share", "Rate", "Errors", "p50", "p95", "p99", "Max")
-    # Where there is little room, the extremes go first.
-    columns = len(heads) - (0 if console.width >= 110 else 1 if console.width >= 100 else 2)
-    print_table(console, heads[:columns], [r[:columns] for r in rows], right=range(1, columns), cut=(0,))
+        rows.append((*names, f"{g.count:,}", *shares, *map(duration_text, _times(g))))
+    heads = (title, *(["Name"] if named else []), "Calls", "Share", "Rate", "Errors", *_TIME_HEADS)
+    columns = len(heads) - len(hidden_heads(console.width))
+    texts = 2 if named else 1
+    print_table(
+        console, heads[:columns], [r[:columns] for r in rows], right=range(texts, columns), cut=tuple(range(texts))
+    )
+
+
+def group_lines(column: str, groups: "Sequence[Group]", total: int, seconds: float) -> list[str]:
+    """A ranking as tab-separated text with a header line, for other programs: plain numbers, nothing left out."""
+    named = column == "client_id"
+    heads = [_TITLES[column], *([_TITLES["client_name"]] if named else []), "Calls", "Share (%)", "Rate (1/s)"]
+    lines = ["\t".join([*heads, "Errors", "Errors (%)", *(f"{h} (ms)" for h in _TIME_HEADS)])]
+    for g in groups:
+        cells = [safe("" if g.value is None else str(g.value)), *([safe(g.label or "")] if named else [])]
+        cells += [str(g.count), f"{100 * g.count / total:.2f}", f"{g.count / max(seconds, 1.0):.6f}"]
+        cells += [str(g.errors), f"{100 * g.errors / g.count:.2f}"]
+        cells += ["" if ns is None else f"{ns / 1e6:.3f}" for ns in _times(g)]
+        lines.append("\t".join(cells))
+    return lines
+
+
+def _times(group: "Group") -> "tuple[int | None, ...]":
+    return (group.p50_ns, group.p95_ns, group.p99_ns, group.max_ns)
 
 
 def print_table(

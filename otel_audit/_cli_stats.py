@@ -92,19 +92,45 @@ def stats(directory: str, limit: int, as_json: bool, **said: Any) -> None:
 def _print_stats(found: _Stats, zone: Zone, *, filtered: bool) -> None:
     from otel_audit import _cli_panels as panels
 
-    console = stdout_console()
-    panels.facts(console, _facts(found, zone))
     outcomes, count = found.rankings["outcome"], found.count
     seconds = (max(g.last_us for g in outcomes) - min(g.first_us for g in outcomes)) / 1e6 if outcomes else 0.0
+    if not sys.stdout.isatty():
+        _write_pairs(_summary(found, zone))
+        for column in _RANKED:
+            write_out("\n" + "\n".join(panels.group_lines(column, found.rankings[column], count, seconds)))
+        return
+    console = stdout_console()
+    panels.facts(console, _facts(found, zone))
     console.print()
     if not count:
         console.print("No calls match." if filtered else "No calls yet.")
         return
     what = f"{count_text(count, 'call')}{' that match' if filtered else ''}, {rate_text(count, seconds)} on average"
     console.print(f"{what}; Errors are denied, failed and erroneous calls", style="dim")
+    hidden = panels.hidden_heads(console.width)
+    if hidden:
+        what = (
+            "are hidden at this width; --json has them" if len(hidden) > 1 else "is hidden at this width; --json has it"
+        )
+        console.print(f"{' and '.join(hidden)} {what}", style="dim")
     for column, title in _RANKED.items():
         console.print()
         panels.print_groups(console, title, found.rankings[column], count, seconds)
+
+
+def _summary(found: _Stats, zone: Zone) -> dict[str, Any]:
+    seen = found.seen
+    times = {
+        name: None if us is None else zone.text(us)
+        for name, us in (("time_min", seen.time_min_us), ("time_max", seen.time_max_us))
+    }
+    return {k: v for k, v in (_stats_json(found) | times).items() if k != "top"}
+
+
+def _write_pairs(pairs: dict[str, Any]) -> None:
+    """Names and values for other programs: a line each, tab-separated, empty where absent."""
+    for name, value in pairs.items():
+        write_out(f"{name}\t{'' if value is None else safe(str(value))}")
 
 
 def _facts(found: _Stats, zone: Zone) -> list[tuple[str, str]]:
@@ -275,12 +301,22 @@ def _print_entries(entries: "Sequence[QuarantineEntry]", zone: Zone) -> None:
 
 
 def _show_entry(entry: "QuarantineEntry", zone: Zone, *, as_json: bool) -> None:
-    from otel_audit import _cli_panels as panels
-
     about = _about(entry)
     if as_json:
         write_out(json.dumps(about, ensure_ascii=True))
         return
+    if sys.stdout.isatty():
+        _print_entry(entry, about, zone)
+    else:
+        about |= {"received": zone.text(entry.received_us), "recorded": _flags(entry)[0]}
+        _write_pairs({**about, "payload": entry.payload[:_PREVIEW_BYTES].hex()})
+    if len(entry.payload) > _PREVIEW_BYTES:
+        say(f"first {_PREVIEW_BYTES} of {count_text(len(entry.payload), 'byte')}; all of them: --raw {entry.number}")
+
+
+def _print_entry(entry: "QuarantineEntry", about: dict[str, Any], zone: Zone) -> None:
+    from otel_audit import _cli_panels as panels
+
     about["received"] = f"{zone.text(entry.received_us)} ({zone.name})"
     about["recorded"] = "yes, with what could be read" if entry.recorded else "no"
     console = stdout_console()
@@ -288,8 +324,6 @@ def _show_entry(entry: "QuarantineEntry", zone: Zone, *, as_json: bool) -> None:
     console.print()
     for line in _hexdump(entry.payload[:_PREVIEW_BYTES]):
         console.print(line, soft_wrap=True)
-    if len(entry.payload) > _PREVIEW_BYTES:
-        say(f"first {_PREVIEW_BYTES} of {count_text(len(entry.payload), 'byte')}; all of them: --raw {entry.number}")
 
 
 def _hexdump(data: bytes) -> list[str]:

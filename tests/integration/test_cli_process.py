@@ -213,6 +213,29 @@ def test_show_on_a_terminal_has_the_hash_to_copy(log: Path) -> None:
     assert "API Client Name    [red]x[/] \\u202egpj.exe" in out
 
 
+def test_stats_on_a_terminal_say_what_the_width_hides(log: Path) -> None:
+    narrow = SGR.sub("", shown("stats", "--dir", str(log), columns=80))
+    assert "p99 and Max are hidden at this width; --json has them" in narrow
+    assert "Max is hidden at this width; --json has it" in SGR.sub("", shown("stats", "--dir", str(log), columns=105))
+    wide = SGR.sub("", shown("stats", "--dir", str(log), columns=160))
+    assert "hidden" not in wide
+    for text in ("4, numbered up to 4; all sealed", "1 segment", "(UTC)", "0 entries", "p95", "Max"):
+        assert text in wide
+
+
+def test_stats_on_a_terminal_align_names_of_clients(log: Path) -> None:
+    out = SGR.sub("", shown("stats", "--dir", str(log), columns=160)).split("\r\n")
+    (at,) = {line.index("Name") for line in out if line.startswith("API Client")}
+    assert {line[at - 2 : at + 4] for line in out if line.startswith(("acme ", "beta "))} == {"  Acme"}
+
+
+def test_a_quarantine_entry_on_a_terminal_has_a_hexdump(log: Path) -> None:
+    kept = Quarantine(log, "audit")
+    kept.append([record.Quarantined("span_undecodable", "bad", bytes(range(256)), "otlp.span+protobuf", "crm")], 0)
+    kept.close()
+    assert "00000040  40 41 42" in shown("quarantine", "--show", "1", "--dir", str(log))
+
+
 def test_bytes_are_not_written_to_a_terminal(log: Path) -> None:
     out = shown("export", "--dir", str(log), "--format", "parquet")
     assert "error: export parquet" in out

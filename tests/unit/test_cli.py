@@ -286,11 +286,25 @@ def test_stats_json_has_the_figures(log: Path, capfd: pytest.CaptureFixture[str]
     assert top[0]["p95_ns"] == 12_345_678
 
 
-def test_stats_for_people_names_rates_and_percentiles(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_stats_in_a_pipe_are_tab_separated_with_every_column(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ran(capfd, "stats", "--utc")
+    summary, clients, services, actions, outcomes = out.rstrip("\n").split("\n\n")
+    facts = dict(line.split("\t") for line in summary.splitlines())
     assert code == 0
-    for text in ("12, numbered up to 12; all sealed", "2 segments", "(UTC)", "0 entries", "acme  Acme CRM Sync", "p95"):
-        assert text in out
+    assert (facts["records"], facts["segments"], facts["time_min"]) == ("12", "2", "2026-11-23T12:00:00.001000+00:00")
+    tables = [[line.split("\t") for line in t.splitlines()] for t in (clients, services, actions, outcomes)]
+    assert [t[0][0] for t in tables] == ["API Client ID", "Service", "Action", "Outcome"]
+    assert all(len(line) == len(t[0]) for t in tables for line in t)
+    assert tables[0][1][:5] == ["acme", "Acme CRM Sync", "8", "66.67", "8.000000"]
+    assert dict(zip(*tables[0][:2], strict=True))["Max (ms)"] == "12.346"
+    assert dict(zip(*tables[0][:2], strict=True))["Errors"] == "1"
+
+
+def test_stats_in_a_pipe_have_their_headers_when_nothing_matches(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ran(capfd, "stats", "--client", "nobody")
+    assert code == 0
+    assert "\nmatching\t0\n" in out
+    assert len(out.rstrip("\n").split("\n\n")) == 5
 
 
 def test_seal_says_what_it_did(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -331,10 +345,12 @@ def test_quarantine_lists_shows_and_gives_back_the_bytes(log: Path, capfdbinary:
     assert [(e["number"], e["recorded"], e["bytes"]) for e in found] == [(2, True, 2)]
     assert run(["quarantine", "--raw", "1"]) == 0
     assert capfdbinary.readouterr().out == bytes(range(256)) * 3
-    assert run(["quarantine", "--show", "1"]) == 0
+    assert run(["quarantine", "--show", "1", "--utc"]) == 0
     shown = capfdbinary.readouterr()
-    assert b"00000040  40 41 42" in shown.out
-    assert b"\x1b" not in shown.out
+    pairs = dict(line.split("\t") for line in shown.out.decode().splitlines())
+    assert (pairs["number"], pairs["received"]) == ("1", "2026-11-23T12:00:00.000000+00:00")
+    assert (pairs["recorded"], pairs["detail"]) == ("no", "bad\\x1b[2J")
+    assert bytes.fromhex(pairs["payload"]) == (bytes(range(256)) * 3)[:512]
     assert b"first 512 of 768 bytes" in shown.err
 
 

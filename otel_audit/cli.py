@@ -27,7 +27,7 @@ __all__ = ["main", "run"]
 
 _PROGRAM: Final = "otel-audit"
 _INTERRUPTED: Final = 130
-_EPILOG: Final = "Exit codes: 0 good, 1 failure, 2 usage, 3 verification failed, 5 not found. More: docs/cli.md"
+_EPILOG: Final = "Exit codes: 0 good, 1 failure, 2 usage, 5 not found, 130 interrupted. More: docs/cli.md"
 
 
 class _Commands(click.Group):
@@ -185,8 +185,14 @@ def _trace_if(arguments: Sequence[str]) -> None:
 
 
 def _click_text(error: click.ClickException) -> str:
-    text = error.format_message().rstrip(".?")
-    text = text[:1].lower() + text[1:]
     context = getattr(error, "ctx", None)
+    parameter = error.param if isinstance(error, click.MissingParameter) else None
+    if parameter is not None and isinstance(parameter.type, click.Choice):
+        *others, last = map(str, parameter.type.choices)  # click would list them over several lines
+        text = f"missing {parameter.param_type_name} {parameter.get_error_hint(context)}: "
+        text += f"choose {', '.join(others)} or {last}"
+    else:
+        text = error.format_message().rstrip(".?")
+        text = text[:1].lower() + text[1:]
     path = context.command_path if context is not None else _PROGRAM
     return f"{text}; see {path} --help"

@@ -80,6 +80,14 @@ def test_flags_before_the_command_are_documented() -> None:
         assert all(flag in DOCS.read_text() for flag in option.opts)
 
 
+def test_help_and_documentation_name_the_same_exit_codes() -> None:
+    codes = re.search(r"\*\*Exit codes\.\*\* (.+?)\n", DOCS.read_text())
+    assert codes
+    documented = re.findall(r"(?:^| · )(\d+) ", codes[1])
+    assert main.epilog
+    assert re.findall(r"\b\d+\b", main.epilog) == documented == ["0", "1", "2", "5", "130"]
+
+
 def test_every_flag_says_what_it_does() -> None:
     for command in main.commands.values():
         assert command.help
@@ -201,7 +209,8 @@ def test_times_are_shown_in_the_zone_that_was_asked_for(log: Path, capfd: pytest
         (["find", "--tz", "Europe/Berlin", "--utc"], 2, "give one of"),
         (["find", "--min-duration", "long"], 2, "500ms"),
         (["find", "--client", "\udcff"], 2, "not valid UTF-8"),
-        (["export"], 2, "--format"),
+        (["export"], 2, "missing option '--format': choose csv, jsonl or parquet; see otel-audit export --help\n"),
+        (["completion"], 2, "choose bash, zsh or fish; see otel-audit completion --help\n"),
         (["export", "--format", "ocsf"], 2, "'csv', 'jsonl', 'parquet'"),
         (["quarantine", "--show", "1", "--raw", "1"], 2, "exclude each other"),
         (["tail", "-n", "20000"], 2, "--lines"),
@@ -215,6 +224,7 @@ def test_an_error_is_one_line_that_says_what_to_do(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert says in err
+    assert "\\x" not in err
 
 
 def test_a_fault_of_the_program_is_one_line_too_and_debug_shows_where(

@@ -1,6 +1,7 @@
 """`find`, `show`, `tail`: the commands that list records."""
 
 import difflib
+import re
 import shlex
 import sys
 import threading
@@ -26,6 +27,7 @@ from otel_audit._cli_common import (
 from otel_audit._cli_tables import TABLE_COLUMNS, RecordTable, rows_of, tsv_header, tsv_lines
 from otel_audit._cli_text import count_text
 from otel_audit._cli_time import Zone
+from otel_audit.errors import NotFoundError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +41,7 @@ _WHOLE_ROWS: Final = 500
 _LINES_MAX: Final = 10_000
 _POLL_S: Final = 0.25
 _FEW: Final = 12
+_TRACE_OF_SPAN: Final = re.compile(r"(?:^|-)([0-9a-f]{32})[/:\-.]?[0-9a-f]{16}(?:-|\Z)")
 _JSON_HELP: Final = "Print one canonical record a line."
 
 
@@ -177,14 +180,15 @@ def show(identity: str, directory: str, as_json: bool, **said: Any) -> None:
     """Show all of one record, its canonical line and its hash.
 
     ID is a record's number, a trace id (32 hex digits; shows every record of the trace), a span id (16), both as
-    trace/span, or a W3C traceparent. Exit code 5 when there is none.
+    trace/span, or a W3C traceparent. Where no record of the trace has the span id, as with the traceparent that a client
+    sent, all records of the trace are shown. Exit code 5 when there is none.
     """
     from otel_audit import _cli_panels as panels
     from otel_audit import record
 
     zone = zone_from(said)
     with Log(directory) as log:
-        found = log.ask(lambda query: query.get(identity))
+        found = _found(log, identity)
     lines = list(record.canonical_lines(found))
     if as_json:
         print_json_lines(lines)
@@ -199,6 +203,27 @@ def show(identity: str, directory: str, as_json: bool, **said: Any) -> None:
     else:
         for i, (row, line) in enumerate(zip(rows, lines, strict=True)):
             write_out(("\n" if i else "") + "\n".join(panels.record_lines(row, line, zone)))
+
+
+def _found(log: Log, identity: str) -> "pa.Table":
+    """The records of an id; those of its trace where its span id is another's, such as the caller's own."""
+    try:
+        return log.ask(lambda query: query.get(identity))
+    except NotFoundError:
+        trace = _TRACE_OF_SPAN.search(identity.strip().lower())
+        if trace is None:
+            raise
+        try:
+            found = log.ask(lambda query: query.get(trace[1]))
+        except NotFoundError:
+            found = None
+        if found is None:
+            raise
+    count = found.num_rows
+    say(
+        f"no record has this span id; showing {'the one record' if count == 1 else f'the {count:,} records'} of its trace"
+    )
+    return found
 
 
 # --- tail -----------------------------------------------------------------------------------------------------------------

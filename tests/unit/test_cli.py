@@ -281,6 +281,18 @@ def test_show_prints_all_columns_the_line_and_its_hash(log: Path, capfd: pytest.
     assert ran(capfd, "show", "5", "--json")[1].encode() == line + b"\n"
 
 
+@pytest.mark.parametrize("form", ["00-{}-{}-01", "{}/{}", "{}{}"])
+def test_show_falls_back_to_the_trace_of_a_callers_span(
+    log: Path, capfd: pytest.CaptureFixture[str], form: str
+) -> None:
+    code, out, err = ran(capfd, "show", form.format("0" * 31 + "5", "ab" * 8), "--json")
+    assert (code, err) == (0, "no record has this span id; showing the one record of its trace\n")
+    assert out == ran(capfd, "show", "5", "--json")[1]
+    code, out, err = ran(capfd, "show", form.format("cd" * 16, "ab" * 8))
+    assert (code, out) == (5, "")
+    assert "no record of this trace and span" in err
+
+
 def test_tail_prints_the_last_in_order_of_arrival(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
     code, out, err = ran(capfd, "tail", "--no-follow", "-n", "3", "--client", "acme")
     assert (code, err) == (0, "")

@@ -24,7 +24,16 @@ from otel_audit._cli_common import (
     zone_from,
     zone_options,
 )
-from otel_audit._cli_tables import TABLE_COLUMNS, RecordTable, rows_of, tsv_header, tsv_lines
+from otel_audit._cli_tables import (
+    FOOTNOTE,
+    MARKED_COLUMNS,
+    TABLE_COLUMNS,
+    RecordTable,
+    is_marked,
+    rows_of,
+    tsv_header,
+    tsv_lines,
+)
 from otel_audit._cli_text import count_text
 from otel_audit._cli_time import Zone
 from otel_audit.errors import NotFoundError
@@ -55,13 +64,16 @@ class _Printer:
         self._console = stdout_console() if sys.stdout.isatty() and not as_json else None
         self._table: RecordTable | None = None
         self._begun = False
+        self._marked = False
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that records must have."""
         from otel_audit import record
 
-        return tuple(c.name for c in record.COLUMNS) if self._as_json else TABLE_COLUMNS
+        if self._as_json:
+            return tuple(c.name for c in record.COLUMNS)
+        return MARKED_COLUMNS if self._console else TABLE_COLUMNS
 
     def write(self, records: "pa.Table | pa.RecordBatch") -> None:
         """Some records; headings come with the first."""
@@ -77,6 +89,7 @@ class _Printer:
                 for line in self._table.header():
                     self._console.print(line, no_wrap=True, overflow="crop")
             self._table.print(self._console, rows)
+            self._marked = self._marked or any(map(is_marked, rows))
         else:
             if not self._begun:
                 write_out(tsv_header())
@@ -84,6 +97,11 @@ class _Printer:
                 write_out(text)
         self._begun = True
         sys.stdout.flush()
+
+    def end(self) -> None:
+        """What the marks mean, where there were any."""
+        if self._console and self._marked:
+            self._console.print(FOOTNOTE, style="dim")
 
 
 # --- find -----------------------------------------------------------------------------------------------------------------
@@ -114,6 +132,7 @@ def find(directory: str, limit: int, before: str | None, as_json: bool, **said: 
             if page.records.num_rows:
                 printer.write(page.records)
             shown, rest = shown + page.records.num_rows, page.next
+        printer.end()
         if not shown and cursor is None:
             say(_why_nothing(log, filters))
         elif not shown:
@@ -257,6 +276,7 @@ def tail(directory: str, lines: int, follow: bool, as_json: bool, **said: Any) -
             seen = max(seen, log.snapshot.last_seq)
         if follow:
             _follow(log, filters, seen, printer)
+    printer.end()
 
 
 def _follow(log: Log, filters: "Filters", seen: int, printer: _Printer) -> None:

@@ -1,11 +1,12 @@
 """Records as lines of a table that fits the terminal, and as tab-separated text for other programs."""
 
+import json
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_audit import record
+from otel_audit import names, record
 from otel_audit._cli_text import duration_text, safe
 from otel_audit._cli_time import Zone
 
@@ -14,7 +15,18 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = ["TABLE_COLUMNS", "RecordTable", "padded", "rows_of", "shrunk", "tsv_header", "tsv_lines"]
+__all__ = [
+    "FOOTNOTE",
+    "MARKED_COLUMNS",
+    "TABLE_COLUMNS",
+    "RecordTable",
+    "is_marked",
+    "padded",
+    "rows_of",
+    "shrunk",
+    "tsv_header",
+    "tsv_lines",
+]
 
 TABLE_COLUMNS: Final = (
     "seq",
@@ -28,6 +40,12 @@ TABLE_COLUMNS: Final = (
     "outcome",
 )
 """What a list shows: the number to ask `show` for, the seven columns of an API audit log, and the outcome."""
+
+MARKED_COLUMNS: Final = (*TABLE_COLUMNS, "attributes")
+"""What a list for people reads: the attributes say whether the call came with a defect."""
+
+FOOTNOTE: Final = "! see otel-audit show NUMBER: the call came with a defect"
+"""What the mark behind an outcome means."""
 
 _TITLES: Final = {c.name: c.title for c in record.COLUMNS} | {"seq": "Number"}
 _WIDTH_MAX: Final = {"client_id": 40, "client_name": 32, "service": 24, "action": 28, "client_ip": 39}
@@ -52,6 +70,12 @@ def rows_of(table: "pa.Table | pa.RecordBatch") -> list[Row]:
         for name, column in zip(table.schema.names, table.columns, strict=True)
     }
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def is_marked(row: Row) -> bool:
+    """Whether the record says that the call came with a defect; never where its attributes were not asked for."""
+    text = row.get("attributes")
+    return text is not None and names.PROBLEMS in text and names.PROBLEMS in json.loads(text)
 
 
 # --- for programs ---------------------------------------------------------------------------------------------------------
@@ -140,7 +164,7 @@ class RecordTable:
             title = next(w for w in range(word, 99) if len(textwrap.wrap(_TITLES[column], w)) <= 2)
             floor = _WIDTH_LIVE.get(column, 8 if column == "duration_ns" else 0) if live else 0
             if column == "outcome":
-                title, floor = (4, 4) if shape.short_outcome else (7, 7)
+                title, floor = (5, 5) if shape.short_outcome else (8, 8)  # with room for a mark
             widths[column] = min(max(*cells, title, floor) if cells else max(title, floor), _WIDTH_MAX.get(column, 99))
         return widths
 
@@ -168,6 +192,8 @@ class RecordTable:
         style = _STYLE.get(row["outcome"], "")
         for i, column in enumerate(TABLE_COLUMNS):
             cell = self._shape.cell(column, row[column], self._zone)
+            if column == "outcome" and is_marked(row):
+                cell += "!"
             text.append(self._shape.gap if i else "")
             filled = padded(cell, self._widths[column], right=column in _RIGHT)
             text.append(filled, "dim" if cell == "-" or column == "seq" else style if column == "outcome" else "")

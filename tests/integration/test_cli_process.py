@@ -236,6 +236,22 @@ def test_a_quarantine_entry_on_a_terminal_has_a_hexdump(log: Path) -> None:
     assert "00000040  40 41 42" in shown("quarantine", "--show", "1", "--dir", str(log))
 
 
+@pytest.mark.parametrize("columns", [80, 160])
+def test_a_call_with_a_defect_is_marked_on_a_terminal_only(tmp_path: Path, columns: int) -> None:
+    (tmp_path / "journal").mkdir()
+    defect = {"attributes": '{"otel_audit.problems":["undecodable:attributes"]}'}
+    told = {"attributes": '{"note":"otel_audit.problems"}', "outcome": "denied"}
+    snapshot(tmp_path, rows([{}, defect, told]), [3])
+    footnote = "! see otel-audit show NUMBER: the call came with a defect"
+    for command in (("find",), ("tail", "--no-follow")):
+        out = SGR.sub("", shown(*command, "--dir", str(tmp_path), columns=columns))
+        assert [line.split()[0] for line in out.split("\r\n") if line.endswith(("ok!", "success!"))] == ["2"]
+        assert out.count("!") == 2
+        assert footnote in out
+        assert "!" not in SGR.sub("", shown(*command, "--dir", str(tmp_path), "--outcome", "denied", columns=columns))
+        assert b"!" not in run(*command, "--dir", str(tmp_path)).stdout
+
+
 def test_bytes_are_not_written_to_a_terminal(log: Path) -> None:
     out = shown("export", "--dir", str(log), "--format", "parquet")
     assert "error: export parquet" in out

@@ -142,16 +142,17 @@ class RecordTable:
             self.day = ""
 
     def _fit(self, width: int, sample: Sequence[Row], *, live: bool, one_day: bool) -> tuple[_Shape, dict[str, int]]:
-        """The fullest shape that fits, with the columns of free text cut as little as can be."""
+        """The fullest shape that fits, with the columns of free text cut as little as can be, the address last."""
         last = _Shape(_TIME_OF_DAY if one_day or live else _TIME_SHORT, short_outcome=True)
         shapes = [*map(_Shape, _TIMES), _Shape(_TIMES[-1], short_outcome=True), last, replace(last, gap=" ")]
         for shape in shapes:
             widths = self._natural(shape, sample, live=live)
             least = {c: min(w, _WIDTH_MIN.get(c, w)) for c, w in widths.items()}
-            comfortable = {c: (w + least[c] + 1) // 2 for c, w in widths.items()}
+            whole_ip = least | {"client_ip": widths["client_ip"]}  # what is cut of an address says another one
+            comfortable = {c: (w + whole_ip[c] + 1) // 2 for c, w in widths.items()}
             room = width - len(shape.gap) * (len(widths) - 1)
             if sum(comfortable.values()) <= room or shape is shapes[-1]:
-                return shape, shrunk(widths, least, room)
+                return shape, shrunk(shrunk(widths, whole_ip, room), least, room)
         raise AssertionError  # pragma: no cover - the last shape always returns
 
     def _natural(self, shape: _Shape, sample: Sequence[Row], *, live: bool) -> dict[str, int]:

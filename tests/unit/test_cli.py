@@ -572,6 +572,15 @@ def test_at_eighty_columns_all_columns_are_there() -> None:
     assert table.line(sample[1]).plain.split()[-2:] == ["12:00:00", "deny"]
 
 
+@pytest.mark.parametrize("width", [90, 100, 120])
+def test_names_are_cut_before_an_address_is(width: int) -> None:
+    address = "2001:db8:51:1234::abcd"
+    sample = rows([{"client_id": "quickleads-03", "client_name": "QuickLeads plug-in", "client_ip": address}] * 3)
+    line = RecordTable(width, sample, UTC_ZONE).line(sample[0]).plain
+    assert address in line
+    assert cell_len(line) <= width
+
+
 def test_cells_are_cut_to_their_width_whatever_they_hold() -> None:
     assert padded("abcdef", 4, right=False) == "abc…"
     assert padded("ab", 4, right=True) == "  ab"

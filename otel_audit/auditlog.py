@@ -13,7 +13,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import socket
 import threading
 import time
@@ -28,11 +27,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from otel_audit import __version__
+from otel_audit._auditlog_types import LogSettings, LogStats, Receipt, SealResult
 from otel_audit._stored import StoredKeys
 from otel_audit.dedupe import KEY_COLUMNS, Keys, Memory, keys_of
 from otel_audit.errors import (
     AuditError,
-    ConfigError,
     CorruptLogError,
     LockedError,
     LogClosedError,
@@ -52,103 +51,8 @@ from otel_audit.sealer import Sealer
 __all__ = ["AuditLog", "LogSettings", "LogStats", "Receipt", "SealResult"]
 
 _log = logging.getLogger("otel_audit.log")
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _FRAME_ROWS: Final = 32_768
 _RESERVE_BYTES: Final = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class LogSettings:
-    """How a log is kept.
-
-    Args:
-        name: of the log, where it is made; an existing log keeps its own.
-        segment_rows: records after which a segment is sealed.
-        segment_age_s: seconds after which it is sealed anyway.
-        queue_records: records that may wait for the committer; beyond, `submit` refuses.
-        dedupe_window_s: how long a retry is recognised.
-        dedupe_ids_max: how many identities are remembered for that, at most.
-        compact_least: how many small neighbouring segments are worth merging.
-        keep_replaced_s: how long segments that were merged stay on disk for readers of older snapshots.
-        disk_reserve_bytes: appends are refused while the disk has less left than this, so that sealing still can go on;
-            None: 64 MiB, or a twentieth of a smaller disk.
-    """
-
-    name: str = "audit"
-    segment_rows: int = 262_144
-    segment_age_s: float = 60.0
-    queue_records: int = 200_000
-    dedupe_window_s: float = 900.0
-    dedupe_ids_max: int = 10_000_000
-    compact_least: int = 8
-    keep_replaced_s: float = 3600.0
-    disk_reserve_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        if not _NAME.match(self.name):
-            raise ConfigError(
-                "open log", repr(self.name), "not a log name", "use letters, digits, dot, dash, underscore"
-            )
-        for name in ("segment_rows", "segment_age_s", "queue_records", "dedupe_window_s", "dedupe_ids_max"):
-            if getattr(self, name) <= 0:
-                raise ConfigError("open log", name, "must be above zero")
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What became of one submission.
-
-    Args:
-        log: name of the log.
-        first_seq: number of its first new record; last_seq: of its last; None when nothing was new.
-        accepted: new records; duplicates: retries that were collapsed; quarantined: new quarantine entries.
-    """
-
-    log: str
-    first_seq: int | None
-    last_seq: int | None
-    accepted: int
-    duplicates: int
-    quarantined: int
-
-
-@dataclass(frozen=True, slots=True)
-class SealResult:
-    """What a seal did: records sealed by it, and the number of the last sealed record."""
-
-    records: int
-    sealed_seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class LogStats:
-    """Where a log stands, and counters since it was opened.
-
-    Args:
-        last_seq: number of the last durable record; sealed_seq: of the last sealed one.
-        accepted, duplicates, quarantined: records, retries and quarantine entries.
-        commits: group commits; commit_ns: time spent in them, syncing included.
-        refused: submissions that were not made durable.
-        queued_records: records waiting for the committer.
-        remembered: identities whose retry would be recognised.
-        segments_sealed, segments_compacted: files made, and small files merged away.
-        append_error, seal_error: why the last try failed; empty when it did not.
-    """
-
-    last_seq: int
-    sealed_seq: int
-    accepted: int
-    duplicates: int
-    quarantined: int
-    commits: int
-    commit_ns: int
-    refused: int
-    queued_records: int
-    remembered: int
-    segments_sealed: int
-    segments_compacted: int
-    append_error: str
-    seal_error: str
 
 
 @dataclass(slots=True)

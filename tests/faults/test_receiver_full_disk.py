@@ -1,10 +1,6 @@
 """A full disk, seen from the senders' side: come again, until there is room."""
 
 import contextlib
-import os
-import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -16,21 +12,6 @@ from otel_audit.config import load
 from otel_audit.reader import LogReader
 from otel_audit.server import Server
 from tests.receiver_support import NOT_OTLP, body, export_to, failure
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("needs root and mount to make a small file system")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("cannot mount a tmpfs here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_full_disk_is_answered_with_come_again_until_there_is_room(small_disk: Path) -> None:

@@ -123,6 +123,20 @@ def test_segments_are_sealed_by_size_and_by_age(tmp_path: Path) -> None:
         wait_until(lambda: log.stats().sealed_seq == 10)
 
 
+def hold(log: AuditLog, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Make the committer wait before it writes: events for "it waits" and "go on"."""
+    held, release = threading.Event(), threading.Event()
+    real = log._write
+
+    def slow(group: list[auditlog_module._Waiting]) -> object:
+        held.set()
+        release.wait(30)
+        return real(group)
+
+    monkeypatch.setattr(log, "_write", slow)
+    return held, release
+
+
 def wait_until(condition: Callable[[], object], timeout_s: float = 30) -> None:
     """Wait on a condition; fails when it does not come true."""
     pause = threading.Event()
@@ -163,15 +177,7 @@ def test_merged_away_files_are_deleted_once_nobody_needs_them(tmp_path: Path) ->
 
 def test_a_full_queue_refuses_at_once_and_keeps_what_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with AuditLog.open(tmp_path, LogSettings(queue_records=100, segment_age_s=3600)) as log:
-        held, release = threading.Event(), threading.Event()
-        real = log._write
-
-        def slow(group: list[auditlog_module._Waiting]) -> object:
-            held.set()
-            release.wait(30)
-            return real(group)
-
-        monkeypatch.setattr(log, "_write", slow)
+        held, release = hold(log, monkeypatch)
         futures = [log.submit(decoded(60, 1))]
         held.wait(30)
         futures.append(log.submit(decoded(60, 2)))
@@ -225,15 +231,7 @@ def test_a_cancelled_submission_is_not_written_and_harms_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with AuditLog.open(tmp_path, SLOW) as log:
-        held, release = threading.Event(), threading.Event()
-        real = log._write
-
-        def slow(group: list[auditlog_module._Waiting]) -> object:
-            held.set()
-            release.wait(30)
-            return real(group)
-
-        monkeypatch.setattr(log, "_write", slow)
+        held, release = hold(log, monkeypatch)
         first = log.submit(decoded(10, 1))
         held.wait(30)
         second, third = log.submit(decoded(10, 2)), log.submit(decoded(10, 3))
@@ -258,15 +256,7 @@ def test_a_batch_that_cannot_be_written_does_not_hold_up_its_neighbours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with AuditLog.open(tmp_path, SLOW) as log:
-        held, release = threading.Event(), threading.Event()
-        real = log._write
-
-        def slow(group: list[auditlog_module._Waiting]) -> object:
-            held.set()
-            release.wait(30)
-            return real(group)
-
-        monkeypatch.setattr(log, "_write", slow)
+        held, release = hold(log, monkeypatch)
         first = log.submit(decoded(1, 0))
         held.wait(30)
         poison = decoded(1, 2)

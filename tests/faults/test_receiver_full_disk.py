@@ -27,7 +27,7 @@ def test_a_full_disk_is_answered_with_come_again_until_there_is_room(small_disk:
             assert next(states) == health_pb2.HealthCheckResponse.SERVING
             filler = small_disk / "filler"
             with filler.open("wb") as file, contextlib.suppress(OSError):
-                file.write(bytes(16 << 20))
+                file.write(bytes(32 << 20))  # more than there is
             for content in (body(20), NOT_OTLP):  # what cannot be kept in quarantine is not refused for good either
                 with pytest.raises(grpc.RpcError) as refused:
                     export(content, timeout=20)

@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind
 
 from otel_audit.capture.identity import IDENTITY_KEY
 from otel_audit.capture.shipper import Shipper
-from otel_audit.capture.wire import EncodedSpan, SpanEncoder
+from otel_audit.capture.wire import EncodedSpan, SpanEncoder, attributes_of
 from otel_audit.names import ACTION
 
 __all__ = ["AuditSpanProcessor", "Source", "is_audited"]
@@ -26,7 +26,7 @@ _log = logging.getLogger("otel_audit.capture")
 
 def is_audited(span: ReadableSpan) -> bool:
     """Whether `span` is to become an audit record."""
-    return span.kind is SpanKind.SERVER or ACTION in (span.attributes or ())
+    return span.kind is SpanKind.SERVER or ACTION in attributes_of(span)
 
 
 class Source:

@@ -41,8 +41,24 @@ _abandoned: list[object] = []
 """Connections of the parent process, kept for ever: closing them in a forked child can hang it or disturb the parent."""
 
 
-class _Marker(threading.Event):
-    """Stands in the queue behind the records whose delivery someone waits for."""
+class _Marker:
+    """Put into the queue by one who waits, and set when everything before it is dealt with; set once.
+
+    A bare lock, and no `threading.Event`: whoever waits on an Event holds its inner lock now and then, and a signal handler
+    that ran just then and flushed would wait for the shipper, and the shipper for that lock.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """Let the one who waits go on."""
+        self._lock.release()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it was set within the time."""
+        return self._lock.acquire(timeout=timeout_s)
 
 
 class Shipper:

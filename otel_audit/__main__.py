@@ -30,9 +30,12 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    from otel_audit.cli import run
+    try:
+        from otel_audit.cli import run
 
-    return run()
+        return run()
+    except KeyboardInterrupt:  # Ctrl-C in a moment at which no command was there to take it
+        return 130
 
 
 if __name__ == "__main__":

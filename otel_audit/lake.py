@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -63,16 +63,6 @@ class Segment:
     time_min_us: int
     time_max_us: int
     recorded_max_us: int = 0
-
-
-class Step(Protocol):
-    """Called after each step of a seal or compaction with its name; tests break the process there."""
-
-    def __call__(self, name: str, /) -> None: ...
-
-
-def _no_step(_: str) -> None:
-    return None
 
 
 def segment_schema() -> pa.Schema:
@@ -139,16 +129,12 @@ class Lake:
     Args:
         url: folder, or object-store URL such as `s3://bucket/prefix`.
         storage_options: credentials and endpoint of an object store, as delta-rs names them.
-        step: called after each step of a seal; for fault tests.
     """
 
-    def __init__(
-        self, url: str | os.PathLike[str], storage_options: Mapping[str, str] | None = None, step: Step = _no_step
-    ) -> None:
+    def __init__(self, url: str | os.PathLike[str], storage_options: Mapping[str, str] | None = None) -> None:
         self.url = os.fspath(url)
         self._local = None if "://" in self.url else Path(self.url).absolute()
         self._options = dict(storage_options or {})
-        self._step = step
         self._table: DeltaTable | None = None
         self._listed: tuple[int, tuple[Segment, ...]] = (-1, ())
 
@@ -277,7 +263,6 @@ class Lake:
                 return False
             table = self._loaded()
             written = self._write(batches, first_seq, last_seq)
-            self._step("written")
             properties = CommitProperties(
                 app_transactions=[Transaction(log, last_seq)],
                 custom_metadata={_HEAD: journal_head.hex(), "otel_audit.log": log},
@@ -319,10 +304,8 @@ class Lake:
             commit_properties=properties,
             post_commithook_properties=PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False),
         )
-        self._step("committed")
         self._sync_log()
         self._open()
-        self._step("synced")
 
     def _sync_log(self) -> None:
         """Sync the newest files of the table's log and the folder; delta-rs leaves that to the caller."""
@@ -360,7 +343,6 @@ class Lake:
         try:
             rows = (batch for segment in small for batch in self.read(segment, names))
             written = self._write(rows, small[0].first_seq, small[-1].last_seq)
-            self._step("compacted")
             now_ms = time.time_ns() // 1_000_000
             gone = [
                 RemoveAction(Path(s.path).name, data_change=False, deletion_timestamp=now_ms, size=s.bytes)

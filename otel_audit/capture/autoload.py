@@ -84,8 +84,8 @@ class Capture:
 
     def __init__(self, wanted: settings.Settings) -> None:
         self.source = Source()
-        self.shipper = Shipper(wanted.destination, queue_records=wanted.queue_records)
-        self.clients = ClientDirectory(wanted.clients_path)
+        self.shipper = Shipper(wanted.destination)
+        self.clients = ClientDirectory(wanted.clients)
         proxies = TrustedProxies(wanted.trusted_proxies)
         self.reader = IdentityReader(
             self.clients, proxies, api_key_header=wanted.api_key_header, hash_key=wanted.hash_key

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
-from opentelemetry.context import Context, create_key, set_value
+from opentelemetry.context import Context, set_value
 from opentelemetry.propagators.textmap import (
     CarrierT,
     Getter,
@@ -28,12 +28,10 @@ from opentelemetry.propagators.textmap import (
 
 from otel_audit import names
 from otel_audit.capture.address import TrustedProxies
+from otel_audit.capture.call import CALL_KEY, Call
 from otel_audit.capture.clients import ClientDirectory
 
-__all__ = ["CURRENT_SCOPE", "IDENTITY_KEY", "PEER_KEY", "IdentityPropagator", "IdentityReader", "Request"]
-
-IDENTITY_KEY: Final = create_key("otel-audit-identity")
-"""Context key of the attributes that name the caller."""
+__all__ = ["CURRENT_SCOPE", "PEER_KEY", "IdentityPropagator", "IdentityReader", "Request"]
 
 PEER_KEY: Final = "otel_audit.peer"
 """ASGI scope key under which the socket's peer is kept before a server replaces it by a forwarded address."""
@@ -260,7 +258,7 @@ class IdentityReader:
 
 
 class IdentityPropagator(TextMapPropagator):
-    """Puts the caller's attributes into the context of an incoming request; writes nothing to outgoing ones.
+    """Puts a `Call` with the caller's attributes into the context of an incoming request; writes nothing to outgoing ones.
 
     Args:
         reader: reads who is calling.
@@ -277,7 +275,7 @@ class IdentityPropagator(TextMapPropagator):
         context: Context | None = None,
         getter: Getter[CarrierT] = default_getter,  # noqa: ARG002 - the carrier itself says more than a getter shows
     ) -> Context:
-        """`context` with the caller's attributes; unchanged when they cannot be read."""
+        """`context` with the `Call`; unchanged when they cannot be read."""
         context = Context() if context is None else context
         try:
             if self._on_request is not None:
@@ -286,7 +284,7 @@ class IdentityPropagator(TextMapPropagator):
         except Exception:
             # A malformed request must not fail because it is audited; its record then names no client.
             return context
-        return context if attributes is None else set_value(IDENTITY_KEY, attributes, context)
+        return context if attributes is None else set_value(CALL_KEY, Call(attributes, carrier), context)
 
     def inject(
         self, carrier: CarrierT, context: Context | None = None, setter: Setter[CarrierT] = default_setter

@@ -10,11 +10,11 @@ import os
 import secrets
 import socket
 
-from opentelemetry.context import Context, get_value
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind
 
-from otel_audit.capture.identity import IDENTITY_KEY
+from otel_audit.capture.call import call_in
 from otel_audit.capture.shipper import Shipper
 from otel_audit.capture.wire import EncodedSpan, SpanEncoder, attributes_of
 from otel_audit.names import ACTION
@@ -75,9 +75,9 @@ class AuditSpanProcessor(SpanProcessor):
             if is_audited(span):
                 if span.kind is SpanKind.SERVER:
                     self._source.open_calls += 1
-                identity = get_value(IDENTITY_KEY, parent_context)
-                if identity is not None:
-                    span.set_attributes(identity)  # type: ignore[arg-type]  # what the propagator put there
+                call = call_in(parent_context)
+                if call is not None:
+                    span.set_attributes(call.identity)
         except Exception:
             self._say("name the caller of")
 

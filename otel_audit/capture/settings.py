@@ -16,26 +16,39 @@ from otel_audit.errors import ConfigError
 
 __all__ = ["ENV_VARS", "Destination", "Settings", "destination", "read"]
 
-ENV_API_KEY_HEADER: Final = "OTEL_AUDIT_API_KEY_HEADER"
-ENV_HASH_KEY: Final = "OTEL_AUDIT_HASH_KEY"
-ENV_HEADERS: Final = "OTEL_AUDIT_HEADERS"
-ENV_QUEUE_RECORDS: Final = "OTEL_AUDIT_QUEUE_RECORDS"
-ENV_EXIT_TIMEOUT: Final = "OTEL_AUDIT_EXIT_TIMEOUT"
 ENV_VARS: Final = (
     names.ENV_ENDPOINT,
     names.ENV_PROTOCOL,
-    ENV_HEADERS,
-    names.ENV_DIR,
-    names.ENV_CLIENTS,
-    ENV_API_KEY_HEADER,
-    ENV_HASH_KEY,
-    names.ENV_TRUSTED_PROXIES,
+    names.ENV_HEADERS,
+    names.ENV_TIMEOUT,
+    names.ENV_COMPRESSION,
+    names.ENV_CERTIFICATE,
+    names.ENV_CLIENT_KEY,
+    names.ENV_CLIENT_CERTIFICATE,
+    names.ENV_SPOOL_DIR,
+    names.ENV_SPOOL_BYTES,
+    names.ENV_BLOCK_TIMEOUT,
+    names.ENV_EXIT_TIMEOUT,
     names.ENV_MODE,
-    ENV_QUEUE_RECORDS,
-    ENV_EXIT_TIMEOUT,
+    names.ENV_RULES,
+    names.ENV_CHILD_SPANS,
+    names.ENV_CLIENTS,
+    names.ENV_API_KEY_HEADER,
+    names.ENV_CLIENT_HEADER,
+    names.ENV_HASH_KEY,
+    names.ENV_JWKS,
+    names.ENV_JWT_ISSUER,
+    names.ENV_JWT_AUDIENCE,
+    names.ENV_RESOLVER,
+    names.ENV_TRUSTED_PROXIES,
+    names.ENV_TRUSTED_HOPS,
+    names.ENV_DIR,
 )
 """Every variable capture reads, beside OpenTelemetry's own; `docs/capture.md` describes each."""
 
+Mode = Literal["async", "durable", "fail-closed"]
+MODES: Final[tuple[Mode, ...]] = ("async", "durable", "fail-closed")
+SPOOL_BYTES_LEAST: Final = 1024 * 1024
 TRACES_PATH: Final = "/v1/traces"
 
 
@@ -69,28 +82,49 @@ class Destination:
         return {"grpc": "OTLP/gRPC ", "http": "OTLP/HTTP ", "log": "the local log "}[self.kind] + self.target
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Settings:
     """Settings of capture in one process.
 
     Args:
         destination: where records go.
-        clients_path: the client directory file, if there is one.
+        mode: what is promised of a call, unless a rule says otherwise for its route.
+        spool_dir: folder of the spool; None: the default place.
+        spool_bytes: how large the spool of one process may grow.
+        block_timeout_s: how long a call may wait for room in a full spool before its record is dropped, or it is refused.
+        exit_timeout_s: how long the end of the process may wait for what is spooled to be delivered.
+        child_spans: whether database and outgoing calls are recorded (never sampled) to sum their durations.
+        rules_path: the file of rules, if there is one.
+        clients: the client directory: a file, or `module:callable`; None if there is none.
         api_key_header: name of the header that carries API keys, lower case.
+        client_header: name of the header that names the client, lower case; None if there is none.
         hash_key: secret of the keyed hash that stands for an unknown key; empty: a fixed, public one.
+        jwks_path: file with the keys that JWTs are verified against; None: they are decoded only.
+        jwt_issuer, jwt_audience: what a verified JWT must say; None: not looked at.
+        resolver: the user's own resolver, `module:callable`; None: the entry point, if there is one.
         trusted_proxies: CIDRs, addresses or `unix`, as given.
-        queue_records: how many records may wait in memory.
-        exit_timeout_s: how long the end of the process may wait for waiting records to be delivered.
+        trusted_hops: how many proxies in front append to the forwarding header; None: the list alone counts.
         problems: complaints about settings that were ignored, for the log.
     """
 
     destination: Destination
-    clients_path: str | None = None
-    api_key_header: str = "x-api-key"
-    hash_key: bytes = b""
-    trusted_proxies: tuple[str, ...] = ()
-    queue_records: int = 16_384
+    mode: Mode = "async"
+    spool_dir: str | None = None
+    spool_bytes: int = 256 * 1024 * 1024
+    block_timeout_s: float = 0.05
     exit_timeout_s: float = 5.0
+    child_spans: bool = True
+    rules_path: str | None = None
+    clients: str | None = None
+    api_key_header: str = "x-api-key"
+    client_header: str | None = None
+    hash_key: bytes = b""
+    jwks_path: str | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    resolver: str | None = None
+    trusted_proxies: tuple[str, ...] = ()
+    trusted_hops: int | None = None
     problems: tuple[str, ...] = ()
 
 
@@ -183,7 +217,7 @@ def destination(
         raise ConfigError("read", f"{names.ENV_PROTOCOL}={wanted}", "no such protocol", "use grpc or http/protobuf")
     if own:
         kind, target, tls = _url(own, wanted, names.ENV_ENDPOINT)
-        headers = env.get(ENV_HEADERS, "")
+        headers = env.get(names.ENV_HEADERS, "")
     else:
         # The user's own telemetry endpoint: its headers are meant for it. They are never sent to another.
         traces = env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "").strip()
@@ -193,19 +227,38 @@ def destination(
             shared or f"http://localhost:{port}", wanted, "OTEL_EXPORTER_OTLP_ENDPOINT", complete=bool(traces)
         )
         headers = env.get("OTEL_EXPORTER_OTLP_TRACES_HEADERS") or env.get("OTEL_EXPORTER_OTLP_HEADERS", "")
-        headers = env.get(ENV_HEADERS) or headers
+        headers = env.get(names.ENV_HEADERS) or headers
+
+    def either(own_name: str, shared_name: str) -> str | None:
+        return env.get(own_name, "").strip() or env.get(f"OTEL_EXPORTER_OTLP_{shared_name}", "").strip() or None
+
+    timeout_name = names.ENV_TIMEOUT if env.get(names.ENV_TIMEOUT) else "OTEL_EXPORTER_OTLP_TIMEOUT"
     return Destination(
         kind,
         target,
         tls,
         headers=_pairs(headers),
         # Seconds in Python, milliseconds in the specification: neither may make an attempt last for hours.
-        timeout_s=min(_number(env, "OTEL_EXPORTER_OTLP_TIMEOUT", 10.0, 0.001, []), 60.0),
-        certificate=env.get("OTEL_EXPORTER_OTLP_CERTIFICATE") or None,
-        client_key=env.get("OTEL_EXPORTER_OTLP_CLIENT_KEY") or None,
-        client_certificate=env.get("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE") or None,
-        gzip=env.get("OTEL_EXPORTER_OTLP_COMPRESSION", "").strip().lower() == "gzip",
+        timeout_s=min(_number(env, timeout_name, 10.0, 0.001, []), 60.0),
+        certificate=either(names.ENV_CERTIFICATE, "CERTIFICATE"),
+        client_key=either(names.ENV_CLIENT_KEY, "CLIENT_KEY"),
+        client_certificate=either(names.ENV_CLIENT_CERTIFICATE, "CLIENT_CERTIFICATE"),
+        gzip=(either(names.ENV_COMPRESSION, "COMPRESSION") or "").lower() == "gzip",
     )
+
+
+def _mode(env: Mapping[str, str], problems: list[str]) -> Mode:
+    text = env.get(names.ENV_MODE, "").strip() or "async"
+    for mode in MODES:
+        if text == mode:
+            return mode
+    # The strictest: whoever asks for a promise and misspells it must not silently get a weaker one.
+    problems.append(f"{names.ENV_MODE}={text} is none of {', '.join(MODES)}; using durable")
+    return "durable"
+
+
+def _text(env: Mapping[str, str], name: str) -> str | None:
+    return env.get(name, "").strip() or None
 
 
 def read(env: Mapping[str, str] | None = None) -> Settings:
@@ -213,16 +266,26 @@ def read(env: Mapping[str, str] | None = None) -> Settings:
     env = os.environ if env is None else env
     problems: list[str] = []
     exporters = {name.strip() for name in env.get("OTEL_TRACES_EXPORTER", "").split(",")}
-    mode = env.get(names.ENV_MODE, "").strip() or "async"
-    if mode != "async":
-        problems.append(f"{names.ENV_MODE}={mode} is not available in this version; calls are audited in mode async")
+    hops = _number(env, names.ENV_TRUSTED_HOPS, 0, 1, problems)
+    client_header = _text(env, names.ENV_CLIENT_HEADER)
     return Settings(
         destination=destination(env, local="audit" in exporters),
-        clients_path=env.get(names.ENV_CLIENTS, "").strip() or None,
-        api_key_header=env.get(ENV_API_KEY_HEADER, "").strip().lower() or "x-api-key",
-        hash_key=env.get(ENV_HASH_KEY, "").encode("utf-8", "surrogateescape"),
+        mode=_mode(env, problems),
+        spool_dir=_text(env, names.ENV_SPOOL_DIR),
+        spool_bytes=int(_number(env, names.ENV_SPOOL_BYTES, Settings.spool_bytes, SPOOL_BYTES_LEAST, problems)),
+        block_timeout_s=_number(env, names.ENV_BLOCK_TIMEOUT, Settings.block_timeout_s, 0, problems),
+        exit_timeout_s=_number(env, names.ENV_EXIT_TIMEOUT, Settings.exit_timeout_s, 0, problems),
+        child_spans=env.get(names.ENV_CHILD_SPANS, "").strip().lower() not in ("off", "false", "0", "no"),
+        rules_path=_text(env, names.ENV_RULES),
+        clients=_text(env, names.ENV_CLIENTS),
+        api_key_header=env.get(names.ENV_API_KEY_HEADER, "").strip().lower() or "x-api-key",
+        client_header=client_header.lower() if client_header else None,
+        hash_key=env.get(names.ENV_HASH_KEY, "").encode("utf-8", "surrogateescape"),
+        jwks_path=_text(env, names.ENV_JWKS),
+        jwt_issuer=_text(env, names.ENV_JWT_ISSUER),
+        jwt_audience=_text(env, names.ENV_JWT_AUDIENCE),
+        resolver=_text(env, names.ENV_RESOLVER),
         trusted_proxies=tuple(p.strip() for p in env.get(names.ENV_TRUSTED_PROXIES, "").split(",") if p.strip()),
-        queue_records=int(_number(env, ENV_QUEUE_RECORDS, 16_384, 1, problems)),
-        exit_timeout_s=_number(env, ENV_EXIT_TIMEOUT, 5.0, 0, problems),
+        trusted_hops=int(hops) or None,
         problems=tuple(problems),
     )

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.context import Context, get_value
+from opentelemetry.context import Context
 
 from otel_audit.capture.address import TrustedProxies
+from otel_audit.capture.call import call_in
 from otel_audit.capture.clients import Client, ClientDirectory, _Contents
 from otel_audit.capture.identity import (
     CURRENT_SCOPE,
-    IDENTITY_KEY,
     PEER_KEY,
     IdentityPropagator,
     IdentityReader,
@@ -249,9 +249,9 @@ def test_a_request_that_makes_no_sense_never_raises(carrier: object) -> None:
 @given(st.binary(max_size=60), st.sampled_from([b"", b"Bearer ", b"Basic ", b"ApiKey ", b"Bearer a.b."]), st.binary())
 def test_any_header_gets_an_answer(value: bytes, scheme: bytes, forwarded: bytes) -> None:
     carrier = scope((b"authorization", scheme + value), (b"x-api-key", value), (b"x-forwarded-for", forwarded))
-    attributes = get_value(IDENTITY_KEY, IdentityPropagator(READER).extract(carrier, None))
-    assert isinstance(attributes, dict)
-    assert "".join(attributes.values()).encode()
+    call = call_in(IdentityPropagator(READER).extract(carrier, None))
+    assert call is not None
+    assert "".join(call.identity.values()).encode()
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=3))

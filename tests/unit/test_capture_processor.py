@@ -10,7 +10,7 @@ from opentelemetry.context import Context, attach, detach, set_value
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind
 
-from otel_audit.capture.identity import IDENTITY_KEY
+from otel_audit.capture.call import CALL_KEY, Call
 from otel_audit.capture.processor import AuditSpanProcessor, Source
 from otel_audit.capture.settings import Destination
 from otel_audit.capture.shipper import Shipper
@@ -53,7 +53,7 @@ def test_only_server_spans_and_spans_with_an_action_are_recorded() -> None:
 
 def test_the_caller_is_named_on_its_span_and_on_audited_spans_within() -> None:
     tracer = tracer_of(Caught())
-    context = set_value(IDENTITY_KEY, WHO, Context())
+    context = set_value(CALL_KEY, Call(WHO), Context())
     server: Any = tracer.start_span("GET /", context, SpanKind.SERVER)
     token = attach(trace.set_span_in_context(server, context))
     try:
@@ -100,7 +100,7 @@ def test_a_fault_of_ours_never_reaches_the_application(
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(processor)
     for _ in range(50):
-        broken_identity = set_value(IDENTITY_KEY, 7, Context())
+        broken_identity = set_value(CALL_KEY, Call({"x": "y"} | {7: object()}), Context())  # type: ignore[dict-item]
         provider.get_tracer("test").start_span("x", broken_identity, SpanKind.SERVER).end()
     assert processor.force_flush(10) is (part == "put")
     processor.shutdown()

@@ -89,9 +89,9 @@ def test_a_secret_header_is_not_printed() -> None:
 @pytest.mark.parametrize(
     "env",
     [
-        {"OTEL_AUDIT_MODE": "fail-closed"},
-        {"OTEL_AUDIT_QUEUE_RECORDS": "many"},
-        {"OTEL_AUDIT_QUEUE_RECORDS": "0"},
+        {"OTEL_AUDIT_SPOOL_BYTES": "many"},
+        {"OTEL_AUDIT_SPOOL_BYTES": "0"},
+        {"OTEL_AUDIT_BLOCK_TIMEOUT": "-1"},
         {"OTEL_AUDIT_EXIT_TIMEOUT": "nan"},
     ],
 )
@@ -99,7 +99,7 @@ def test_another_bad_setting_is_a_complaint_and_the_default_counts(env: dict[str
     found = read(env)
     assert len(found.problems) == 1
     assert next(iter(env)) in found.problems[0]
-    assert (found.queue_records, found.exit_timeout_s) == (16_384, 5.0)
+    assert (found.spool_bytes, found.block_timeout_s, found.exit_timeout_s) == (256 * 1024 * 1024, 0.05, 5.0)
 
 
 def test_every_variable_of_capture_is_documented() -> None:

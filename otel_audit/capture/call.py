@@ -1,0 +1,72 @@
+"""An API call while it is being served: what is known of it beyond its span.
+
+The propagator makes a `Call` for each incoming request and puts it into the OpenTelemetry context, where everything that
+happens within the call finds it: the span processor, the spans of database and outgoing calls, and `annotate`. Nothing
+has to be kept in a table by trace, so nothing can grow: a `Call` goes with its context.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from opentelemetry.context import Context, create_key, get_value
+from opentelemetry.sdk.trace import Span
+
+__all__ = ["CALL_KEY", "Call", "call_in", "current_call"]
+
+CALL_KEY: Final = create_key("otel-audit-call")
+"""Context key of the `Call`."""
+
+
+class Call:
+    """One incoming request; made by the propagator, finished by the span processor.
+
+    Its fields may be written from any thread that serves the call. Each assignment is atomic; sums of durations may miss
+    an addition when two threads of one call add at the same moment.
+
+    Args:
+        identity: the attributes that name the caller.
+        carrier: the request as the framework hands it on (ASGI scope, WSGI environ, ...), for what is known only later.
+    """
+
+    __slots__ = (
+        "annotations",
+        "carrier",
+        "db_calls",
+        "db_ns",
+        "http_calls",
+        "http_ns",
+        "identity",
+        "mode",
+        "recorded",
+        "seq",
+        "span",
+    )
+
+    def __init__(self, identity: Mapping[str, str], carrier: Any = None) -> None:
+        self.identity = identity
+        self.carrier = carrier
+        self.span: Span | None = None
+        """The server span; None before it started."""
+        self.annotations: dict[str, Any] | None = None
+        """What the application said with `annotate`: attribute name to value; wins over everything else."""
+        self.db_calls = 0
+        self.db_ns = 0
+        self.http_calls = 0
+        self.http_ns = 0
+        self.seq: int | None = None
+        """The record's number where it was given when the call began (mode fail-closed)."""
+        self.mode: str | None = None
+        """The mode of this call where it is known; None: not decided yet."""
+        self.recorded = False
+        """Whether its record has been made: its span's end makes no second one."""
+
+
+def call_in(context: Context | None) -> Call | None:
+    """The call that `context` belongs to; of the current context when it is None."""
+    found = get_value(CALL_KEY, context)
+    return found if isinstance(found, Call) else None
+
+
+def current_call() -> Call | None:
+    """The call that is being served here; None outside of any."""
+    return call_in(None)

@@ -16,6 +16,7 @@ from otel_audit._cli_common import say, stdout_console
 from otel_audit._cli_tables import TABLE_COLUMNS, RecordTable, rows_of, tsv_header, tsv_lines
 from otel_audit._cli_text import count_text, duration_text, safe, share_text
 from otel_audit._cli_time import zone_named
+from otel_audit.names import ACTION_OWN_PREFIX
 from otel_audit.query import Query
 from otel_audit.reader import LogReader
 from otel_audit.record import OUTCOMES, outcome_of
@@ -165,17 +166,22 @@ def print_report(folder: Path, after_seq: int, made: int) -> None:
         after_seq: this run's records have greater numbers.
         made: calls that this run made.
     """
-    columns = ("seq", "client_id", "client_name", "client_ip", "outcome", "status_code", "duration_ns")
+    columns = ("seq", "action", "client_id", "client_name", "client_ip", "outcome", "status_code", "duration_ns")
     with Query(LogReader.open(folder).snapshot()) as query:
-        newest = rows_of(query.page(limit=_ROWS, columns=TABLE_COLUMNS).records)
+        newest = _calls(rows_of(query.page(limit=_ROWS + 5, columns=TABLE_COLUMNS).records))[:_ROWS]
         batches = list(query.iter_batches(after_seq=after_seq, columns=columns))
-    rows: list[dict[str, Any]] = [row for batch in batches for row in batch.to_pylist()]
+    rows = _calls([row for batch in batches for row in batch.to_pylist()])
     usage = _usage(rows)
     console = stdout_console()
     _print_records(console, newest)
     _print_usage(console, usage, made, len(rows))
     _print_next(console, folder, usage, newest)
     sys.stdout.flush()
+
+
+def _calls(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The calls among `rows`, without what capture records about itself."""
+    return [row for row in rows if not row["action"].startswith(ACTION_OWN_PREFIX)]
 
 
 def _print_records(console: "Console", newest: list[dict[str, Any]]) -> None:

@@ -26,6 +26,8 @@ from otel_audit import _demo_report as report
 from otel_audit._cli_common import say
 from otel_audit._cli_text import count_text, safe
 from otel_audit.errors import AuditError, NotFoundError
+from otel_audit.names import ACTION_OWN_PREFIX
+from otel_audit.query import Query
 from otel_audit.reader import LogReader
 
 __all__ = ["DEFAULT_DIRECTORY", "run"]
@@ -67,7 +69,7 @@ def run(*, seconds: float = 15.0, directory: str | os.PathLike[str] | None = Non
     with _Signals.caught(), tempfile.TemporaryDirectory(prefix="otel-audit-demo-") as scratch:
         before = _last_seq(folder)
         tally, arrived = _play(examples, folder, before, seconds, Path(scratch))
-    made, recorded = tally.calls, _last_seq(folder) - before
+    made, recorded = tally.calls, _calls_after(folder, before)
     report.print_report(folder, before, made)
     if not arrived or recorded != made or tally.unanswered:
         say(f"{count_text(made, 'call')} answered, {recorded:,} recorded, {tally.unanswered:,} unanswered")
@@ -88,7 +90,7 @@ def _play(examples: Path, folder: Path, before: int, seconds: float, scratch: Pa
             tally = asyncio.run(
                 traffic.drive(f"http://{_HOST}:{port}", seconds=seconds, seed=before + 1, on_call=progress.call)
             )
-            arrived = progress.wait(lambda: _last_seq(folder) - before, tally.calls, (server, crm), _ARRIVE_S)
+            arrived = progress.wait(lambda: _calls_after(folder, before), tally.calls, (server, crm), _ARRIVE_S)
         return tally, arrived
 
 
@@ -134,6 +136,16 @@ def _last_seq(folder: Path) -> int:
         return LogReader.open(folder).snapshot().last_seq
     except NotFoundError:
         return 0
+
+
+def _calls_after(folder: Path, seq: int) -> int:
+    """How many calls the log holds after record `seq`; what capture records about itself is none."""
+    if _last_seq(folder) <= seq:
+        return 0
+    with Query(LogReader.open(folder).snapshot()) as query:
+        batches = list(query.iter_batches(after_seq=seq, columns=("seq", "action")))
+    actions = (action for batch in batches for action in batch.column("action").to_pylist())
+    return sum(not action.startswith(ACTION_OWN_PREFIX) for action in actions)
 
 
 # --- ports --------------------------------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ ACTION_STOP: Final = "otel_audit.stop"
 ACTION_LOSS: Final = "otel_audit.loss"
 """Records of this source were dropped; `audit.loss.*` say how many, which and why."""
 
+ACTION_OWN_PREFIX: Final = "otel_audit."
+
 # --- what otel-audit says of a record in its `attributes` --------------------------------------------------------------
 PROBLEM_PREFIX: Final = "otel_audit."
 PROBLEMS: Final = "otel_audit.problems"

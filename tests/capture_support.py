@@ -70,6 +70,9 @@ class Sink:
     address: str = ""
     bodies: list[bytes] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
+    """Calls."""
+    about: list[Span] = field(default_factory=list)
+    """Records that capture makes about itself: start, stop, loss."""
     attempts: int = 0
     metadata: list[dict[str, Any]] = field(default_factory=list)
     refuse: Callable[[int], Any] | None = None
@@ -82,7 +85,9 @@ class Sink:
             answer = self.refuse(self.attempts) if self.refuse else None
             if answer is None:
                 self.bodies.append(body)
-                self.spans += spans_of(body)
+                for span in spans_of(body):
+                    own = str(span.attributes.get("audit.action", "")).startswith("otel_audit.")
+                    (self.about if own else self.spans).append(span)
             self.changed.notify_all()
             return answer
 
@@ -92,13 +97,22 @@ class Sink:
             assert arrived, f"{len(self.spans)} of {count} spans arrived in {timeout_s} s"
             return list(self.spans)
 
+    def wait_about(self, action: str, count: int = 1, timeout_s: float = 30.0) -> list[Span]:
+        with self.changed:
+
+            def found() -> list[Span]:
+                return [span for span in self.about if span.attributes["audit.action"] == action]
+
+            assert self.changed.wait_for(lambda: len(found()) >= count, timeout_s), f"{len(found())} {action}"
+            return found()
+
     def wait_attempts(self, count: int, timeout_s: float = 30.0) -> None:
         with self.changed:
             assert self.changed.wait_for(lambda: self.attempts >= count, timeout_s), f"{self.attempts} attempts"
 
 
 @contextmanager
-def grpc_sink() -> Iterator[Sink]:
+def grpc_sink(port: int = 0) -> Iterator[Sink]:
     """An OTLP/gRPC receiver; `refuse` gives (code, details, trailers) to answer otherwise."""
     sink = Sink()
 
@@ -116,7 +130,7 @@ def grpc_sink() -> Iterator[Sink]:
     )
     server = grpc.server(ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((handler,))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     sink.address = f"http://127.0.0.1:{port}"
     try:
@@ -232,6 +246,7 @@ def service(kind: str, log_dir: Path, env: Mapping[str, str], instrument: bool =
     if instrument:
         words = [str(BIN / "opentelemetry-instrument"), *words]
     log = log_dir / f"{kind}-{port}.log"
+    env = {"OTEL_AUDIT_SPOOL_DIR": str(log_dir / "spool"), **env}
     path = os.pathsep.join([str(BIN), env.get("PATH", "")])
     with log.open("wb") as output:
         process = subprocess.Popen(words, cwd=APPS, env={**env, "PATH": path}, stdout=output, stderr=output)

@@ -30,6 +30,14 @@ def pytest_runtest_makereport(
     return report  # type: ignore[no-any-return]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def spools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is spooled in the home of who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 24 MiB."""

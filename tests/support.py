@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from otel_audit.names import ACTION_OWN_PREFIX
 from otel_audit.otlp import Decoded
 from otel_audit.reader import LogReader, Snapshot
 from otel_audit.record import Quarantined, span_schema
@@ -59,6 +60,12 @@ def all_records(snapshot: Snapshot) -> list[dict[str, Any]]:
         found += pq.read_table(segment.path, partitioning=None).to_pylist()
     found += snapshot.unsealed.to_pylist()
     return found
+
+
+def calls_of(directory: Path) -> list[dict[str, Any]]:
+    """The calls in a log, in order of number: its records but for those that capture makes about itself."""
+    found = all_records(LogReader.open(directory).snapshot())
+    return [r for r in found if not r["action"].startswith(ACTION_OWN_PREFIX)]
 
 
 def check_log(directory: Path) -> list[dict[str, Any]]:

@@ -27,12 +27,15 @@ from otel_audit.capture import settings
 from otel_audit.capture.address import TrustedProxies
 from otel_audit.capture.clients import ClientDirectory
 from otel_audit.capture.identity import CURRENT_SCOPE, PEER_KEY, IdentityPropagator, IdentityReader
-from otel_audit.capture.processor import AuditSpanProcessor, Source
+from otel_audit.capture.processor import AuditSpanProcessor, Calls
+from otel_audit.capture.recorder import Recorder
+from otel_audit.capture.redact import Redactor
+from otel_audit.capture.responses import hold_asgi_responses
+from otel_audit.capture.rules import Rules
 from otel_audit.capture.sampler import AuditSampler
 from otel_audit.capture.settings import Destination
-from otel_audit.capture.shipper import Shipper
 
-__all__ = ["Capture", "flush", "pre_instrument", "ships_to"]
+__all__ = ["Capture", "flush", "install", "pre_instrument", "ships_to"]
 
 _log = logging.getLogger("otel_audit.capture")
 
@@ -43,15 +46,21 @@ _installed: "Capture | None" = None  # written once, under `_installing`
 
 
 def pre_instrument() -> None:
-    """Install capture in this process, once; never raises.
+    """Install capture in this process, once; the entry point of `opentelemetry-instrument`. Never raises."""
+    install()
 
-    What stands in the way is logged as one warning with its remedy, and the application serves unaudited.
+
+def install() -> bool:
+    """Install capture in this process, once; whether its calls are audited. Never raises.
+
+    For a service that is not started by `opentelemetry-instrument`: call it before the framework's instrumentor, from
+    anywhere. What stands in the way is logged as one warning with its remedy, and the application serves unaudited.
     """
     global _installed  # noqa: PLW0603 - one capture a process
     try:
         if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
             _log.warning("install otel-audit: OTEL_SDK_DISABLED is true, so no call of this process is audited")
-            return
+            return False
         with _installing:
             if _installed is None:
                 capture = Capture(settings.read())
@@ -63,28 +72,37 @@ def pre_instrument() -> None:
             e if str(e) else type(e).__name__,
             exc_info=_log.isEnabledFor(logging.DEBUG),
         )
+    return _installed is not None
 
 
 def ships_to(destination: Destination) -> bool:
     """Whether installed capture ships to `destination`, so that nobody else need do it."""
-    return _installed is not None and _installed.shipper.destination == destination
+    return _installed is not None and _installed.recorder.shipper.destination == destination
 
 
 def flush(timeout_s: float) -> bool:
     """Whether installed capture has delivered all that ended before, after at most `timeout_s`."""
-    return _installed is None or _installed.shipper.flush(timeout_s)
+    return _installed is None or _installed.recorder.shipper.flush(timeout_s)
 
 
 class Capture:
-    """Capture in one process: its source, its shipper, and where they are attached.
+    """Capture in one process: what records its calls, and where that is attached.
 
     Args:
         wanted: the settings.
     """
 
     def __init__(self, wanted: settings.Settings) -> None:
-        self.source = Source()
-        self.shipper = Shipper(wanted.destination)
+        self.settings = wanted
+        rules = Rules.load(wanted.rules_path) if wanted.rules_path else Rules.none()
+        durable = wanted.mode != "async" or rules.has_modes
+        self.recorder = Recorder(wanted, durable=durable)
+        self.calls = Calls(
+            self.recorder,
+            mode=wanted.mode,
+            rules=rules,
+            redactor=Redactor(rules.redactions, wanted.hash_key) if rules.redactions else None,
+        )
         self.clients = ClientDirectory(wanted.clients)
         proxies = TrustedProxies(wanted.trusted_proxies)
         self.reader = IdentityReader(
@@ -106,6 +124,10 @@ class Capture:
         propagator = IdentityPropagator(self.reader, self._on_request)
         set_global_textmap(CompositePropagator([get_global_textmap(), propagator]))
         try:
+            hold_asgi_responses(self.calls)
+        except Exception as e:
+            _log.warning("hold responses until they are recorded: %s; a kill may lose an answered call", e)
+        try:
             _watch_uvicorn(self._on_request)
         except Exception as e:
             hint = "start uvicorn with --no-proxy-headers, or its forwarded addresses look like peers"
@@ -120,9 +142,9 @@ class Capture:
         if provider in self._attached:
             return
         self._attached.add(provider)
-        processor = AuditSpanProcessor(self.source, self.shipper, exit_timeout_s=self._exit_timeout_s)
+        processor = AuditSpanProcessor(self.calls, exit_timeout_s=self._exit_timeout_s)
         provider.add_span_processor(processor)
-        provider.sampler = AuditSampler(provider.sampler)
+        provider.sampler = AuditSampler(provider.sampler, child_spans=self.settings.child_spans)
         # Tracers copy the provider's sampler when they are made; some may be older than we are.
         for tracer in list(getattr(provider, "_tracers", {}).values()):
             tracer.sampler = provider.sampler
@@ -163,13 +185,15 @@ class Capture:
         if self._ended:
             return
         self._ended = True
-        undelivered = self.shipper.close(self._exit_timeout_s)
-        if undelivered:
-            _log.error(
-                "ship audit records to %s: %d LOST, undelivered when the process ended (waited %g s)",
-                self.shipper.destination,
-                undelivered,
+        self.recorder.stop()
+        shipper = self.recorder.shipper
+        if not shipper.close(self._exit_timeout_s):
+            _log.warning(
+                "ship audit records to %s: not all were delivered before the process ended (waited %g s); they are safe in "
+                "%s, and the next process that spools there ships them",
+                shipper.destination,
                 self._exit_timeout_s,
+                self.recorder.spool.folder,
             )
 
     def _catch_sigterm(self) -> None:
@@ -192,17 +216,18 @@ class Capture:
             os.kill(os.getpid(), signum)
         # Still here: process 1 of a container, which the kernel spares. It goes on, and so do we.
         self._ended = False
+        self.recorder.goes_on()
         signal.signal(signum, self._on_sigterm)
 
     def _let_calls_end(self) -> None:
         """Wait a moment for calls in other threads: one that is answered may not have ended its span yet."""
         deadline = time.monotonic() + _LET_END_S
-        while self.source.open_calls > 0 and time.monotonic() < deadline:
+        while self.calls.open_calls > 0 and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def _after_fork(self) -> None:
-        self.source.after_fork()
-        self.shipper.after_fork()
+        self.recorder.after_fork()
+        self.calls.after_fork()
         self.clients.after_fork()
         self._ended = False
 

@@ -33,6 +33,7 @@ class Call:
         "carrier",
         "db_calls",
         "db_ns",
+        "held",
         "http_calls",
         "http_ns",
         "identity",
@@ -40,6 +41,7 @@ class Call:
         "recorded",
         "seq",
         "span",
+        "sync_wanted",
     )
 
     def __init__(self, identity: Mapping[str, str], carrier: Any = None) -> None:
@@ -59,6 +61,10 @@ class Call:
         """The mode of this call where it is known; None: not decided yet."""
         self.recorded = False
         """Whether its record has been made: its span's end makes no second one."""
+        self.held = False
+        """Whether its response waits for its record, so that syncing is left to whoever holds it."""
+        self.sync_wanted = False
+        """Whether the record is made and is to be synced before the response goes."""
 
 
 def call_in(context: Context | None) -> Call | None:

@@ -17,7 +17,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from otel_audit.capture import autoload, settings, wire
-from otel_audit.capture.processor import Source, is_audited
+from otel_audit.capture.processor import is_audited
+from otel_audit.capture.recorder import Source
 from otel_audit.capture.transport import Answer, Fate, connect
 
 __all__ = ["AuditSpanExporter"]
@@ -63,8 +64,11 @@ class AuditSpanExporter(SpanExporter):
             self._inherited = self._transport  # kept: closing what the parent uses can hang the child
             self._begin()
         with suppress_instrumentation(), self._exporting:
-            answer = self._send(wire.request([self._source.encode(span) for span in audited]))
+            answer = self._send(wire.request([self._encode(span) for span in audited]))
         return _result(answer.fate is Fate.KEPT and not answer.dropped)
+
+    def _encode(self, span: ReadableSpan) -> wire.EncodedSpan:
+        return self._source.encoder.encode(span, wire.attributes_of(span), self._source.next_seq())
 
     def _send(self, body: bytes) -> Answer:
         """The answer to `body`, after as many attempts as fit in the time."""
@@ -73,7 +77,11 @@ class AuditSpanExporter(SpanExporter):
         while True:
             answer = self._transport.send(body, max(deadline - time.monotonic(), 0.001))
             delay_s = max(answer.delay_s or 0.0, backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
-            if answer.fate is not Fate.AGAIN or time.monotonic() + delay_s >= deadline or self._closed.wait(delay_s):
+            if (
+                answer.fate not in (Fate.AGAIN, Fate.ELSEWHERE)
+                or time.monotonic() + delay_s >= deadline
+                or self._closed.wait(delay_s)
+            ):
                 return answer
             backoff_s *= 2
 

@@ -1,95 +1,236 @@
-"""The span processor: names the caller on a span that starts, numbers and hands on a span that ended.
+"""The span processor: names the caller on a span that starts, sums what happens within a call, records what ended.
 
 A span is audited when it is a server span or carries `audit.action`; the same rule as in the log's decoder. Its number is
-given when it ends, so that numbers have no gaps for calls that never ended, and a gap means a lost record.
+given when it ends, so that numbers have no gaps for calls that never ended, and a gap means a lost record; only in mode
+fail-closed it is given when the call starts, because a record of that must be durable first.
 """
 
-import itertools
 import logging
-import os
-import secrets
-import socket
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind
 
-from otel_audit.capture.call import call_in
-from otel_audit.capture.shipper import Shipper
-from otel_audit.capture.wire import EncodedSpan, SpanEncoder, attributes_of
-from otel_audit.names import ACTION
+from otel_audit import names
+from otel_audit.capture.call import Call, call_in
+from otel_audit.capture.recorder import Recorder
+from otel_audit.capture.redact import Redactor
+from otel_audit.capture.rules import Rules
+from otel_audit.capture.settings import Mode
+from otel_audit.capture.wire import attributes_of
+from otel_audit.errors import CaptureError
 
-__all__ = ["AuditSpanProcessor", "Source", "is_audited"]
+__all__ = ["AuditSpanProcessor", "Calls", "is_audited"]
 
 _log = logging.getLogger("otel_audit.capture")
+
+_OPEN_MAX: Final = 100_000
+_DB: Final = frozenset({"db.system.name", "db.system"})
+_OUTGOING: Final = frozenset({"http.request.method", "http.method", "rpc.system", "rpc.system.name"})
 
 
 def is_audited(span: ReadableSpan) -> bool:
     """Whether `span` is to become an audit record."""
-    return span.kind is SpanKind.SERVER or ACTION in attributes_of(span)
+    return span.kind is SpanKind.SERVER or names.ACTION in attributes_of(span)
 
 
-class Source:
-    """One emitter of records: an id that no other process start shares, and a counter from 1.
+class Calls:
+    """What is done with calls, the same for every tracer provider of the process.
 
-    `id` reads host-pid-random; a forked child begins anew with `after_fork`.
+    Args:
+        recorder: takes the records.
+        mode: what is promised of a call unless a rule says otherwise.
+        rules: names and modes by route.
+        redactor: changes attributes before they are recorded.
+        operation_of: gives the name of the operation from a request.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        *,
+        mode: Mode = "async",
+        rules: Rules | None = None,
+        redactor: Redactor | None = None,
+        operation_of: Callable[[object], str | None] | None = None,
+    ) -> None:
+        self.recorder = recorder
+        self._mode: Mode = mode
+        self._rules = rules
+        self._modes = rules if rules is not None and rules.has_modes else None
+        self._redactor = redactor
+        self._operation_of = operation_of
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Take a new id and count from 1."""
-        host = socket.gethostname().encode("ascii", "replace").decode()[:64] or "host"
-        self.id = f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
-        self._numbers = itertools.count(1)  # next() is atomic
-        self._encoder = SpanEncoder(self.id)
-        self.open_calls = 0
-        """About how many server spans have not ended; two threads that count at once may miss one."""
+        """Forget the parent's calls."""
+        # Span id -> call, from a span's start to its end. A dictionary's own operations are atomic; bounded, so that spans
+        # which never end cannot fill the memory: the oldest are forgotten, and are still recorded when they end.
+        self._open: dict[int, Call] = {}
+        self._children: dict[int, Call] = {}
 
-    def encode(self, span: ReadableSpan) -> EncodedSpan:
-        """`span` as the next record of this source."""
-        return self._encoder.encode(span, next(self._numbers))
+    @property
+    def open_calls(self) -> int:
+        """How many calls have not ended."""
+        return len(self._open)
+
+    # --- start ---------------------------------------------------------------------------------------------------------------
+    def start(self, span: Span, context: Context | None) -> None:
+        """A span starts: name the caller on it; in mode fail-closed, refuse it unless that is durable."""
+        call = call_in(context)
+        kind = span.kind
+        if kind is SpanKind.SERVER:
+            if call is None or call.span is not None:
+                call = Call({}, None) if call is None else Call(call.identity, call.carrier)
+            self._start_call(span, call)
+        elif kind is SpanKind.CLIENT:
+            if call is not None and call.span is not None:
+                _remember(self._children, _id_of(span), call)
+        elif call is not None and names.ACTION in attributes_of(span):
+            span.set_attributes(call.identity)
+
+    def _start_call(self, span: Span, call: Call) -> None:
+        call.span = span
+        if call.identity:
+            span.set_attributes(call.identity)
+        _remember(self._open, _id_of(span), call)
+        mode: Mode | None = self._mode if self._modes is None else self._modes.mode_at_start(attributes_of(span))
+        if mode is None and self._mode == "fail-closed":
+            mode = self._mode
+        if mode == "fail-closed":
+            call.mode = mode
+            try:
+                call.seq = self.recorder.begin_call(span, self._redacted(attributes_of(span)))
+            except CaptureError:
+                self._open.pop(_id_of(span), None)
+                call.recorded = True  # as refused, by the loss record
+                raise
+
+    # --- end -----------------------------------------------------------------------------------------------------------------
+    def end(self, span: ReadableSpan) -> None:
+        """A span has ended: record it when it is audited, add it up when it belongs to a call."""
+        kind = span.kind
+        if kind is SpanKind.SERVER:
+            context = span.get_span_context()
+            call = (self._open.get(context.span_id) if context is not None else None) or Call({})
+            try:
+                if not call.recorded:
+                    self.record(span, call)
+            finally:
+                if context is not None:  # only now: whoever waits for it goes on to flush
+                    self._open.pop(context.span_id, None)
+            return
+        attributes = attributes_of(span)
+        if kind is SpanKind.CLIENT:
+            context = span.get_span_context()
+            parent = self._children.pop(context.span_id, None) if context is not None else None
+            if parent is not None:
+                _add_up(parent, span, attributes)
+        if names.ACTION in attributes:
+            self.recorder.record(span, self._redacted(attributes), sync=self._mode != "async")
+
+    def record(self, span: ReadableSpan, call: Call) -> None:
+        """Record a call, and sync it where its mode wants that and nobody else will."""
+        said = self._said(span, call)
+        mode = call.mode
+        if mode is None:
+            mode = self._mode
+            if self._modes is not None:
+                mode = self._modes.mode_at_end(said, said.get(names.OPERATION)) or mode
+        durable = mode != "async"
+        call.recorded = True
+        self.recorder.record(span, self._redacted(said), seq=call.seq, sync=durable and not call.held)
+        call.sync_wanted = durable and call.held
+
+    def hold(self, span: Span) -> Call | None:
+        """The call of a server span whose response is held until its record is made."""
+        call = self._open.get(_id_of(span))
+        if call is not None:
+            call.held = True
+        return call
+
+    def _said(self, span: ReadableSpan, call: Call) -> dict[str, Any]:
+        """The attributes of a call's record: the span's, and what is known beside it."""
+        said = dict(attributes_of(span))
+        if span.dropped_attributes and call.identity:  # the SDK keeps 128, and drops the oldest: the caller's name
+            said = {**call.identity, **said}
+        operation = self._operation(call)
+        if operation is not None:
+            said.setdefault(names.OPERATION, operation)
+        if call.annotations:
+            said.update(call.annotations)
+        if call.db_calls:
+            said[names.DB_CALLS], said[names.DB_DURATION_NS] = call.db_calls, call.db_ns
+        if call.http_calls:
+            said[names.HTTP_CALLS], said[names.HTTP_DURATION_NS] = call.http_calls, call.http_ns
+        if self._rules is not None and not self._rules.empty:
+            for name, value in self._rules.names_for(said, operation).items():
+                said.setdefault(name, value)
+        return said
+
+    def _operation(self, call: Call) -> str | None:
+        return self._operation_of(call.carrier) if self._operation_of is not None and call.carrier is not None else None
+
+    def _redacted(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+        return attributes if self._redactor is None else self._redactor.apply(attributes)
+
+
+def _id_of(span: Span) -> int:
+    return span.get_span_context().span_id
+
+
+def _remember(calls: dict[int, Call], span_id: int, call: Call) -> None:
+    calls[span_id] = call
+    if len(calls) > _OPEN_MAX:
+        try:
+            del calls[next(iter(calls))]
+        except (KeyError, StopIteration, RuntimeError):  # another thread was at it
+            return
+
+
+def _add_up(call: Call, span: ReadableSpan, attributes: Mapping[str, Any]) -> None:
+    duration_ns = max((span.end_time or 0) - (span.start_time or 0), 0)
+    if not _DB.isdisjoint(attributes):
+        call.db_calls += 1
+        call.db_ns += duration_ns
+    elif not _OUTGOING.isdisjoint(attributes):
+        call.http_calls += 1
+        call.http_ns += duration_ns
 
 
 class AuditSpanProcessor(SpanProcessor):
-    """Installed on every tracer provider of the process; all share one source and one shipper.
+    """Installed on every tracer provider of the process; all share one `Calls`.
 
-    It never raises into the application: the SDK does not catch what a processor raises, and the request would fail.
+    It never raises into the application, but for a call that mode fail-closed refuses: the SDK does not catch what a
+    processor raises, and the request fails.
 
     Args:
-        source: numbers and encodes the records.
-        shipper: takes them.
+        calls: what is done with calls.
         exit_timeout_s: how long `shutdown` may wait for delivery.
     """
 
-    def __init__(self, source: Source, shipper: Shipper, *, exit_timeout_s: float = 5.0) -> None:
-        self._source = source
-        self._shipper = shipper
+    def __init__(self, calls: Calls, *, exit_timeout_s: float = 5.0) -> None:
+        self._calls = calls
         self._exit_timeout_s = exit_timeout_s
         self._faulty = False
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Put the caller's attributes on an audited span."""
+        """Put the caller's attributes on an audited span; raises `CaptureError` when the call must not happen."""
         try:
-            if is_audited(span):
-                if span.kind is SpanKind.SERVER:
-                    self._source.open_calls += 1
-                call = call_in(parent_context)
-                if call is not None:
-                    span.set_attributes(call.identity)
+            self._calls.start(span, parent_context)
+        except CaptureError:
+            raise
         except Exception:
             self._say("name the caller of")
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Hand an audited span to the shipper."""
+        """Record an audited span."""
         try:
-            if is_audited(span):
-                self._shipper.put(self._source.encode(span))
+            self._calls.end(span)
         except Exception:
             self._say("record")
-        if span.kind is SpanKind.SERVER:
-            self._source.open_calls -= 1  # only now: whoever waits for it goes on to flush
 
     def shutdown(self) -> None:
         """Deliver what is waiting; spans that end later are still taken."""
@@ -98,7 +239,7 @@ class AuditSpanProcessor(SpanProcessor):
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         """Whether all spans that ended before are delivered or refused, after at most `timeout_millis`."""
         try:
-            return self._shipper.flush(timeout_millis / 1000)
+            return self._calls.recorder.shipper.flush(timeout_millis / 1000)
         except Exception:
             self._say("flush")
             return False

@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind
 from opentelemetry.util.types import Attributes
 
+from otel_audit.capture.call import call_in
 from otel_audit.names import ACTION
 
 __all__ = ["AuditSampler"]
@@ -22,10 +23,13 @@ class AuditSampler(Sampler):
 
     Args:
         inner: the sampler that decides what is sampled; its description stays visible.
+        child_spans: whether spans of database and outgoing calls within an audited call are recorded too, so that their
+            durations can be summed.
     """
 
-    def __init__(self, inner: Sampler) -> None:
+    def __init__(self, inner: Sampler, *, child_spans: bool = False) -> None:
         self.inner = inner
+        self._child_spans = child_spans
 
     def should_sample(
         self,
@@ -39,7 +43,11 @@ class AuditSampler(Sampler):
     ) -> SamplingResult:
         """The inner sampler's result, with DROP turned into RECORD_ONLY for calls that are to be audited."""
         result = self.inner.should_sample(parent_context, trace_id, name, kind, attributes, *args, **kwargs)
-        if result.decision is Decision.DROP and (kind is SpanKind.SERVER or (attributes and ACTION in attributes)):
+        if result.decision is Decision.DROP and (
+            kind is SpanKind.SERVER
+            or (kind is SpanKind.CLIENT and self._child_spans and call_in(parent_context) is not None)
+            or (attributes and ACTION in attributes)
+        ):
             # The inner result's attributes are empty on DROP; the span needs those it was started with.
             return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)
         return result

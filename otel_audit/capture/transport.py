@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from otel_audit.capture.settings import Destination
-from otel_audit.errors import AuditError, ConfigError, DecodeError
+from otel_audit.errors import AuditError, ConfigError, DecodeError, LockedError
 
 __all__ = ["Answer", "Fate", "Transport", "connect"]
 
@@ -44,6 +44,8 @@ class Fate(Enum):
     """It has not; the same request may succeed later."""
     REFUSED = "refused"
     """It never will take this request as it is."""
+    ELSEWHERE = "elsewhere"
+    """It has not; another process has the local log open, and may ship for this one as well."""
 
 
 class Answer(NamedTuple):
@@ -271,6 +273,8 @@ class _LocalLog:
             return Answer(Fate.AGAIN, f"no module {e.name}; {hint}", 60.0)
         except DecodeError as e:
             return Answer(Fate.REFUSED, str(e))
+        except LockedError as e:
+            return Answer(Fate.ELSEWHERE, str(e))
         except AuditError as e:
             return Answer(Fate.AGAIN, str(e), None if e.retryable else 1.0)
         except Exception as e:

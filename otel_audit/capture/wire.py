@@ -7,7 +7,9 @@ these field numbers never change (opentelemetry-proto, trace/v1/trace.proto, com
 What an audit record cannot use stays out: links, events other than exceptions, and stack traces.
 """
 
+import secrets
 import struct
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace.status import StatusCode
 
-from otel_audit.names import EXCEPTION_EVENT, SOURCE_ID, SOURCE_SEQ
+from otel_audit.names import ACTION, EXCEPTION_EVENT, SOURCE_ID, SOURCE_SEQ
 
 __all__ = ["EncodedSpan", "SpanEncoder", "attributes_of", "request"]
 
@@ -152,16 +154,33 @@ class SpanEncoder:
         self._resources: dict[int, tuple[Resource, bytes, bytes]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope | None, bytes, bytes]] = {}
 
-    def encode(self, span: ReadableSpan, seq: int) -> EncodedSpan:
-        """`span` as record number `seq` of this source."""
-        body = self._span(span, seq, None)
+    def encode(self, span: ReadableSpan, attributes: Mapping[str, Any], seq: int) -> EncodedSpan:
+        """`span` as record number `seq` of this source, with `attributes` instead of its own."""
+        body = self._span(span, attributes, seq, None)
         if len(body) > SPAN_BYTES_MAX:
-            body = self._span(span, seq, _CUT_CHARS)
+            body = self._span(span, attributes, seq, _CUT_CHARS)
         resource, resource_schema = self._resource(span.resource)
         scope, scope_schema = self._scope(span.instrumentation_scope)
         return EncodedSpan(resource, resource_schema, scope, scope_schema, _field(b"\x12", body))
 
-    def _span(self, span: ReadableSpan, seq: int, chars_max: int | None) -> bytes:
+    def event(self, action: str, attributes: Mapping[str, Any], seq: int, resource: Resource) -> EncodedSpan:
+        """A record that capture makes about itself: `action` at this moment, with no caller and no duration."""
+        now = time.time_ns()
+        said = {ACTION: action, **attributes}
+        parts = [
+            b"\x0a\x10" + (secrets.randbits(128) or 1).to_bytes(16, "big"),
+            b"\x12\x08" + (secrets.randbits(64) or 1).to_bytes(8, "big"),
+            _field(b"\x2a", _utf8(action)) + b"\x30\x01",
+            _TIMES.pack(0x39, now, 0x41, now),
+            _attributes(b"\x4a", said),
+            self._source,
+            _field(b"\x4a", _key_value(SOURCE_SEQ, seq)),
+        ]
+        shared, schema = self._resource(resource)
+        scope = _field(b"\x0a", _field(b"\x0a", b"otel_audit"))
+        return EncodedSpan(shared, schema, scope, b"", _field(b"\x12", b"".join(parts)))
+
+    def _span(self, span: ReadableSpan, attributes: Mapping[str, Any], seq: int, chars_max: int | None) -> bytes:
         context = span.get_span_context()
         if context is None:
             raise ValueError("a span without a context")
@@ -186,7 +205,7 @@ class SpanEncoder:
             _ONE_BYTE[_OTLP_KIND_OF.get(span.kind.value, 0)],
             _TIMES.pack(0x39, start, 0x41, span.end_time or start),
         )
-        self._add_attributes(parts, attributes_of(span), chars_max)
+        self._add_attributes(parts, attributes, chars_max)
         parts += (self._source, _field(b"\x4a", _key_value(SOURCE_SEQ, seq)))
         if span.dropped_attributes:
             parts.append(b"\x50" + _varint(span.dropped_attributes))

@@ -51,7 +51,9 @@ def test_every_call_arrives_once_and_numbered(kind: str, tmp_path: Path) -> None
         assert len(sink.spans) == len(statuses)
         assert sorted(map(status, spans)) == sorted(statuses)
         assert statuses.count(500) == 1
-        assert numbers(spans) == list(range(1, len(statuses) + 1))
+        assert numbers(spans) == list(range(2, len(statuses) + 2)), "1 is the start of the source"
+        assert [x.attributes["audit.action"] for x in sink.about] == ["otel_audit.start", "otel_audit.stop"]
+        assert numbers(sink.about) == [1, len(statuses) + 2]
         assert len({x.attributes["audit.source.id"] for x in spans}) == 1
         assert {x.resource["service.name"] for x in spans} == {"things"}
 
@@ -194,16 +196,32 @@ def test_calls_wait_for_a_receiver_that_is_away(tmp_path: Path) -> None:
         for n in range(20):
             assert s.get(f"/things/{n}") == 200
         spans = sink.wait(20)
-        assert numbers(spans) == list(range(1, 21))
+        assert numbers(spans) == list(range(2, 22))
         assert "UNAVAILABLE" in s.output()
 
 
-def test_without_a_receiver_the_application_serves_and_the_loss_is_said(tmp_path: Path) -> None:
-    env = environment(OTEL_AUDIT_ENDPOINT=f"http://127.0.0.1:{free_port()}", OTEL_AUDIT_EXIT_TIMEOUT="0.2")
-    with service("uvicorn", tmp_path, env) as s:
+@pytest.mark.parametrize("kind", HTTP_SERVERS)
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_without_a_receiver_calls_wait_in_the_spool_for_the_next_process(
+    kind: str, signum: int, tmp_path: Path
+) -> None:
+    port = free_port()
+    env = environment(OTEL_AUDIT_ENDPOINT=f"http://127.0.0.1:{port}", OTEL_AUDIT_EXIT_TIMEOUT="0.2")
+    with service(kind, tmp_path, env) as s:
         assert [s.get(f"/things/{n}") for n in range(5)] == [200] * 5
+        s.stop(signum)
+        if signum == signal.SIGTERM:
+            assert "the next process that spools there ships them" in s.output()
+    with service(kind, tmp_path, env) as s, grpc_sink(port) as sink:
+        assert s.get("/things/5") == 200
+        spans = sink.wait(6)
+        assert sorted(x.attributes["http.target"].partition("?")[0] for x in spans) == [
+            f"/things/{n}" for n in range(6)
+        ]
+        assert len({x.attributes["audit.source.id"] for x in spans}) == 2
         s.stop()
-        assert "5 LOST" in s.output()
+    left = [path for path in (tmp_path / "spool").rglob("*") if path.suffix == ".spool"]
+    assert left == [], "what was delivered is cleared away"
 
 
 def test_otlp_over_http_to_the_telemetry_endpoint(tmp_path: Path) -> None:
@@ -232,7 +250,8 @@ def test_otlp_over_http_to_the_telemetry_endpoint(tmp_path: Path) -> None:
         ({"OTEL_SDK_DISABLED": "true"}, "OTEL_SDK_DISABLED", 0),
         ({"OTEL_AUDIT_CLIENTS": "/no/such/file"}, "OTEL_AUDIT_CLIENTS", 1),
         ({"OTEL_AUDIT_TRUSTED_PROXIES": "nonsense"}, "nonsense", 1),
-        ({"OTEL_AUDIT_MODE": "fail-closed"}, "OTEL_AUDIT_MODE", 1),
+        ({"OTEL_AUDIT_MODE": "fail-open"}, "OTEL_AUDIT_MODE", 1),
+        ({"OTEL_AUDIT_SPOOL_DIR": "/proc/nowhere"}, "/proc/nowhere", 1),
     ],
 )
 @pytest.mark.parametrize("kind", HTTP_SERVERS)

@@ -3,15 +3,13 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from otel_audit import config
-from otel_audit.reader import LogReader
 from otel_audit.server import Server
 from tests.capture_support import environment, service, wait_until
-from tests.support import all_records
+from tests.support import calls_of
 
 
 @contextmanager
@@ -19,10 +17,6 @@ def audit_service(folder: Path, grpc: str = "127.0.0.1:0") -> Iterator[Server]:
     settings = config.load(None, {"dir": str(folder), "grpc": grpc, "http": "127.0.0.1:0"})
     with Server(settings) as server:
         yield server
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    return all_records(LogReader.open(folder).snapshot())
 
 
 @pytest.mark.parametrize("kind", ["uvicorn", "flask"])
@@ -38,9 +32,8 @@ def test_each_call_is_one_record(kind: str, protocol: str, tmp_path: Path) -> No
             s.get("/things/404")
             s.get("/broken")
             s.stop()
-        found = records(folder)
-    assert [r["seq"] for r in found] == list(range(1, 23))
-    assert [r["source_seq"] for r in found] == list(range(1, 23))
+        found = calls_of(folder)
+    assert [r["source_seq"] for r in found] == list(range(2, 24)), "1 is the start of the source"
     assert [r["outcome"] for r in found] == ["success"] * 20 + ["failure", "error"]
     assert [r["target"] for r in found[:2]] == ["/things/0", "/things/1"]
     assert {r["client_auth"] for r in found} == {"api_key (unverified)", "none"}
@@ -60,8 +53,8 @@ def test_the_users_own_exporter_to_the_same_service_doubles_nothing(tmp_path: Pa
                 s.get(f"/things/{n}")
             wait_until(lambda: server.stats().duplicates >= 20)
             s.stop()
-        found = records(folder)
-    assert sorted(r["source_seq"] for r in found) == list(range(1, 21)), "ours arrive first, with their numbers"
+        found = calls_of(folder)
+    assert sorted(r["source_seq"] for r in found) == list(range(2, 22)), "ours arrive first, with their numbers"
 
 
 def test_calls_made_while_the_service_is_down_are_recorded_when_it_is_back(tmp_path: Path) -> None:
@@ -72,12 +65,12 @@ def test_calls_made_while_the_service_is_down_are_recorded_when_it_is_back(tmp_p
             assert address is not None
             s = stack.enter_context(service("uvicorn", tmp_path, environment(OTEL_AUDIT_ENDPOINT=f"http://{address}")))
             s.get("/things/1")
-            wait_until(lambda: len(records(folder)) == 1)
+            wait_until(lambda: len(calls_of(folder)) == 1)
         for n in range(2, 50):
             assert s.get(f"/things/{n}") == 200
         with audit_service(folder, address):
-            wait_until(lambda: len(records(folder)) >= 49)
+            wait_until(lambda: len(calls_of(folder)) >= 49)
             s.stop()
-    found = records(folder)
-    assert sorted(r["source_seq"] for r in found) == list(range(1, 50))
+    found = calls_of(folder)
+    assert sorted(r["source_seq"] for r in found) == list(range(2, 51))
     assert len({r["source_id"] for r in found}) == 1

@@ -249,7 +249,7 @@ class Shipper:
         """Wait for more: a moment while there is something, else until there is."""
         if self._waiting:
             self._sleep(0.02)
-        elif shipped or time.monotonic() < self._back_until_s or self._standing_by():
+        elif self._standing_by() or shipped or time.monotonic() < self._back_until_s:
             # One sleep instead of one wake-up for each record: those would be taken from the application's time.
             self._sleep(_LINGER_S)
         else:

@@ -1,4 +1,4 @@
-"""What was put is delivered, whatever the destination answers; what is lost is counted and said."""
+"""What was spooled is delivered, whatever the destination answers, and whoever spooled it."""
 
 import logging
 import os
@@ -6,89 +6,67 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from otel_audit.capture import delivery as delivery_module
 from otel_audit.capture import shipper as shipper_module
+from otel_audit.capture.frames import Frame, frames_in
 from otel_audit.capture.settings import Destination
 from otel_audit.capture.shipper import Shipper
+from otel_audit.capture.spool import folder_of
 from otel_audit.capture.transport import KEPT, Answer, Fate
-from otel_audit.capture.wire import EncodedSpan
+from tests.capture_support import wait_until
+from tests.spool_support import FakeTransport, fill, put, shipper, spool, texts
 
 AGAIN = Answer(Fate.AGAIN, "away")
 REFUSED = Answer(Fate.REFUSED, "no such thing")
-
-
-class FakeTransport:
-    """Answers as told, and remembers what it was sent."""
-
-    def __init__(self, answer: Callable[[bytes], Answer] = lambda _: KEPT) -> None:
-        self.answer = answer
-        self.sent: list[bytes] = []
-        self.kept: list[bytes] = []
-        self.changed = threading.Condition()
-        self.closed = 0
-
-    def send(self, body: bytes, timeout_s: float) -> Answer:
-        answer = self.answer(body)
-        with self.changed:
-            self.sent.append(body)
-            if answer.fate is Fate.KEPT:
-                self.kept.append(body)
-            self.changed.notify_all()
-        return answer
-
-    def close(self) -> None:
-        self.closed += 1
-
-    def wait(self, attempts: int) -> None:
-        with self.changed:
-            assert self.changed.wait_for(lambda: len(self.sent) >= attempts, 20)
-
-
-def record(text: str, size: int = 0) -> EncodedSpan:
-    return EncodedSpan(b"", b"", b"", b"", f"<{text}>".encode() + b"." * size)
-
-
-def texts(bodies: list[bytes]) -> list[str]:
-    joined = b"".join(bodies).decode("latin-1")
-    return [part.split(">")[0] for part in joined.split("<")[1:]]
+ELSEWHERE = Answer(Fate.ELSEWHERE, "another process has it")
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipper_module, "_LINGER_S", 0.01)
-    monkeypatch.setattr(shipper_module, "_BACKOFF_S_FIRST", 0.01)
+    monkeypatch.setattr(shipper_module, "_STAND_BACK_S", 0.02)
+    monkeypatch.setattr(delivery_module, "_BACKOFF_S_FIRST", 0.01)
 
 
 @pytest.fixture
 def transport(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTransport]:
     fake = FakeTransport()
-    monkeypatch.setattr(shipper_module, "connect", lambda _: fake)
+    monkeypatch.setattr(delivery_module, "connect", lambda _: fake)
     yield fake
     fake.answer = lambda _: KEPT  # lets the thread come to rest
 
 
-def shipper(queue_records: int = 1000) -> Shipper:
-    return Shipper(Destination("grpc", "audit:1"), queue_records=queue_records)
-
-
-def test_records_are_delivered_in_order_and_in_batches(transport: FakeTransport) -> None:
-    s = shipper(10_000)
-    for i in range(2000):
-        assert s.put(record(str(i)))
+def test_records_are_delivered_in_order_and_in_batches(transport: FakeTransport, tmp_path: Path) -> None:
+    s = shipper(tmp_path)
+    fill(s.spool, *range(2000))
+    s.notify()
     assert s.flush(20)
     assert texts(transport.kept) == [str(i) for i in range(2000)]
     assert len(transport.kept) < 20
-    assert (s.delivered, s.refused, s.lost, s.pending()) == (2000, 0, 0, 0)
+    assert (s.delivery.delivered, s.delivery.refused, s.pending()) == (2000, 0, False)
 
 
-def test_a_batch_is_tried_until_it_is_delivered(transport: FakeTransport, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_comes_while_it_rests_wakes_it(transport: FakeTransport, tmp_path: Path) -> None:
+    s = shipper(tmp_path)
+    for i in range(30):
+        put(s, i)
+        transport.wait(1)
+        wait_until(lambda n=i: len(texts(transport.kept)) == n + 1)  # type: ignore[misc]
+    assert texts(transport.kept) == [str(i) for i in range(30)]
+
+
+def test_a_batch_is_tried_until_it_is_delivered(
+    transport: FakeTransport, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING)
     transport.answer = lambda _: AGAIN if len(transport.sent) < 8 else KEPT
-    s = shipper()
-    s.put(record("a"))
+    s = shipper(tmp_path)
+    put(s, "a")
     assert s.flush(20)
     assert texts(transport.kept) == ["a"]
     assert len(transport.sent) == 9
@@ -97,7 +75,7 @@ def test_a_batch_is_tried_until_it_is_delivered(transport: FakeTransport, caplog
     assert "delivering again" in caplog.text
 
 
-def test_the_destination_may_ask_for_a_pause(transport: FakeTransport) -> None:
+def test_the_destination_may_ask_for_a_pause(transport: FakeTransport, tmp_path: Path) -> None:
     moments: list[float] = []
 
     def answer(_: bytes) -> Answer:
@@ -105,117 +83,156 @@ def test_the_destination_may_ask_for_a_pause(transport: FakeTransport) -> None:
         return Answer(Fate.AGAIN, "busy", 0.3) if len(moments) == 1 else KEPT
 
     transport.answer = answer
-    s = shipper()
-    s.put(record("a"))
+    put(shipper(tmp_path), "a")
     transport.wait(2)
     assert moments[1] - moments[0] >= 0.3
 
 
-def test_one_bad_record_does_not_take_others_with_it(
-    transport: FakeTransport, caplog: pytest.LogCaptureFixture
+def test_one_bad_record_does_not_take_others_with_it_and_is_kept(
+    transport: FakeTransport, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     transport.answer = lambda body: REFUSED if b"<13>" in body else KEPT
-    s = shipper()
-    for i in range(100):
-        s.put(record(str(i)))
+    told: list[tuple[int, str]] = []
+
+    def refused(one: Frame, reason: str) -> None:
+        told.append((one.seq, reason))
+
+    s = Shipper(Destination("grpc", "audit:1"), spool(tmp_path), on_refused=refused)
+    fill(s.spool, *range(100))
+    s.notify()
     assert s.flush(20)
     assert texts(transport.kept) == [str(i) for i in range(100) if i != 13]
-    assert (s.delivered, s.refused) == (99, 1)
-    assert "no such thing" in caplog.text
+    assert (s.delivery.delivered, s.delivery.refused) == (99, 1)
+    assert told == [(14, "no such thing")]
+    kept = tmp_path / "refused.spool"
+    assert str(kept) in caplog.text
+    assert [one.seq for one in frames_in(kept.read_bytes())] == [14]
 
 
 def test_a_partial_success_is_counted_as_the_loss_it_is(
-    transport: FakeTransport, caplog: pytest.LogCaptureFixture
+    transport: FakeTransport, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     transport.answer = lambda _: Answer(Fate.KEPT, "too old", None, 2)
-    s = shipper()
-    for i in range(5):
-        s.put(record(str(i)))
+    s = shipper(tmp_path)
+    fill(s.spool, *range(5))
+    s.notify()
     assert s.flush(20)
-    assert (s.delivered, s.refused) == (3, 2)
+    assert (s.delivery.delivered, s.delivery.refused) == (3, 2)
     assert "dropped 2: too old" in caplog.text
 
 
-def test_a_full_queue_blocks_one_record_briefly_then_drops_with_a_count(
-    transport: FakeTransport, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_flush_in_vain_says_so_and_the_records_stay(transport: FakeTransport, tmp_path: Path) -> None:
     transport.answer = lambda _: AGAIN
-    s = shipper(queue_records=10)
-    s.put(record("in hand"))
-    transport.wait(1)
-    assert all(s.put(record(str(i))) for i in range(10))
-    sleeps: list[float] = []
-    sleep = time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: sleeps.append(seconds) or sleep(seconds))  # type: ignore[func-returns-value]
-    assert s.put(record("late")) is False
-    waited = len(sleeps)
-    assert waited > 0
-    assert [s.put(record("late")) for _ in range(99)] == [False] * 99
-    assert len(sleeps) == waited, "only the first one waits"
-    assert s.lost == 100
-    said = [r for r in caplog.records if r.levelname == "ERROR"]
-    assert len(said) == 1
-    assert "OTEL_AUDIT_QUEUE_RECORDS" in said[0].getMessage()
-
-    transport.answer = lambda _: KEPT
-    assert s.flush(20)
-    assert texts(transport.kept) == ["in hand", *map(str, range(10))]
-    assert s.put(record("after"))
-
-
-def test_the_queue_is_bounded_in_bytes_too(transport: FakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shipper_module, "_QUEUE_BYTES_MAX", 100_000)
-    transport.answer = lambda _: AGAIN
-    s = shipper(queue_records=1_000_000)
-    taken = sum(s.put(record(str(i), size=1000)) for i in range(500))
-    assert 50 < taken < 250
-    assert s.lost == 500 - taken
-
-
-def test_a_flush_in_vain_says_so_and_the_end_counts_what_is_left(transport: FakeTransport) -> None:
-    transport.answer = lambda _: AGAIN
-    s = shipper()
-    for i in range(7):
-        s.put(record(str(i)))
+    s = shipper(tmp_path)
+    put(s, *range(7))
     assert s.flush(0.05) is False
-    assert s.close(0.05) == 7
-    waiting = s._queue.qsize()
+    assert s.close(0.05) is False
     assert s.flush(3600) is False, "the end of a process must not wait twice"
-    assert s._queue.qsize() == waiting
+    assert s.pending()
+    assert s.spool.folder.exists()
 
 
-def test_nothing_to_do_is_done_at_once() -> None:
-    s = shipper()
+def test_the_end_clears_away_what_is_delivered_and_later_records_still_go(
+    transport: FakeTransport, tmp_path: Path
+) -> None:
+    s = shipper(tmp_path)
+    put(s, "a")
+    assert s.close(20) is True
+    assert not s.spool.folder.exists()
+    put(s, "late")
+    assert s.flush(20)
+    assert texts(transport.kept) == ["a", "late"]
+
+
+def test_nothing_to_do_is_done_at_once(tmp_path: Path) -> None:
+    s = shipper(tmp_path)
     assert s.flush(0) is True
-    assert s.close(0) == 0
+    assert s.close(0) is True
+    assert list(tmp_path.iterdir()) == [], "a process that records nothing leaves nothing"
 
 
-def test_a_fault_in_sending_does_not_end_shipping(transport: FakeTransport, caplog: pytest.LogCaptureFixture) -> None:
-    def answer(body: bytes) -> Answer:
-        if b"<bad>" in body:
+def test_a_fault_in_sending_does_not_end_shipping(
+    transport: FakeTransport, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(_: bytes) -> Answer:
+        if not transport.closed:
+            transport.closed = 1
             raise RuntimeError("bug")
         return KEPT
 
     transport.answer = answer
-    s = shipper()
-    s.put(record("bad"))
+    s = shipper(tmp_path)
+    put(s, "a", "b")
     assert s.flush(20)
-    s.put(record("good"))
-    assert s.flush(20)
-    assert texts(transport.kept) == ["good"]
-    assert s.refused == 1
+    assert texts(transport.kept) == ["a", "b"]
     assert "bug" in caplog.text
 
 
-def test_a_signal_handler_may_flush_while_the_same_thread_puts(transport: FakeTransport) -> None:
-    s = shipper(100_000)
+# --- what others have spooled -------------------------------------------------------------------------------------------
+def test_what_the_dead_left_is_shipped_and_cleared_away(transport: FakeTransport, tmp_path: Path) -> None:
+    for name in ("dead-1-aa", "dead-2-bb"):
+        dead = spool(tmp_path, name)
+        fill(dead, f"{name} first", f"{name} last")
+        dead.let_go()
+    s = shipper(tmp_path, "own-3-cc")
+    put(s, "own")
+    wait_until(lambda: len(texts(transport.kept)) == 5)
+    assert sorted(texts(transport.kept)) == [
+        "dead-1-aa first", "dead-1-aa last", "dead-2-bb first", "dead-2-bb last", "own",
+    ]  # fmt: skip
+    wait_until(lambda: [p.name for p in tmp_path.iterdir()] == ["own-3-cc"])
+
+
+def test_what_the_living_spool_is_left_to_them(transport: FakeTransport, tmp_path: Path) -> None:
+    alive = spool(tmp_path, "alive-1-aa")
+    fill(alive, "theirs")
+    s = shipper(tmp_path, "own-3-cc")
+    put(s, "own")
+    assert s.flush(20)
+    s._look_after_s = 0.0
+    put(s, "own again")
+    assert s.flush(20)
+    assert texts(transport.kept) == ["own", "own again"]
+
+
+def test_whoever_has_the_local_log_ships_for_all(transport: FakeTransport, tmp_path: Path) -> None:
+    """Two processes spool for one log; the first cannot open it, the second can."""
+    log = Destination("log", str(tmp_path / "log"))
+    parent = folder_of(tmp_path, log)
+    without, holder = Shipper(log, spool(parent, "a-1-aa")), Shipper(log, spool(parent, "b-2-bb"))
+    locked = FakeTransport(lambda _: ELSEWHERE)
+    without.delivery.transport = locked
+    put(without, "from the first")
+    locked.wait(1)
+    put(holder, "from the second")
+    assert without.flush(20), "its records are in the log, though it could not open it"
+    assert holder.flush(20)
+    assert sorted(texts(transport.kept)) == ["from the first", "from the second"]
+    assert not locked.kept
+
+
+def test_a_log_that_nobody_ships_to_is_complained_about(
+    transport: FakeTransport, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipper_module, "_NOBODY_SHIPS_S", 0.1)
+    transport.answer = lambda _: ELSEWHERE
+    s = shipper(tmp_path)
+    put(s, "a")
+    wait_until(lambda: "another process has it open" in caplog.text)
+    transport.answer = lambda _: KEPT
+    assert s.flush(20)
+
+
+# --- signals and forks ----------------------------------------------------------------------------------------------------
+def test_a_signal_handler_may_flush_while_the_same_thread_puts(transport: FakeTransport, tmp_path: Path) -> None:
+    s = shipper(tmp_path)
     flushed: list[bool] = []
     before = signal.signal(signal.SIGALRM, lambda *_: flushed.append(s.flush(10)))
+    number = 0
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
-        number = 0
         while len(flushed) < 20:
-            s.put(record(str(number)))
+            put(s, number)
             number += 1
             if number % 500 == 0:
                 s.flush(10)
@@ -227,12 +244,12 @@ def test_a_signal_handler_may_flush_while_the_same_thread_puts(transport: FakeTr
     assert texts(transport.kept) == [str(i) for i in range(number)]
 
 
-def test_a_forked_child_leaves_the_parents_records_to_the_parent(transport: FakeTransport) -> None:
+def test_a_forked_child_leaves_the_parents_records_to_the_parent(transport: FakeTransport, tmp_path: Path) -> None:
     transport.answer = lambda _: AGAIN
-    s = shipper()
-    s.put(record("parent"))
+    s = shipper(tmp_path)
+    put(s, "parent")
     transport.wait(1)
-    s.put(record("parent's next"))
+    put(s, "parent's next")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads; servers do it all the same
         child = os.fork()
@@ -242,8 +259,8 @@ def test_a_forked_child_leaves_the_parents_records_to_the_parent(transport: Fake
             transport.sent.clear()
             transport.changed = threading.Condition()
             transport.answer = lambda _: KEPT
-            s.after_fork()
-            s.put(record("child"))
+            s.after_fork(spool(tmp_path, "child-2-bb"))
+            put(s, "child")
             status = 0 if s.flush(10) and texts(transport.sent) == ["child"] else 2
         finally:
             os._exit(status)

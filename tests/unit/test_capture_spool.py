@@ -211,7 +211,7 @@ def test_a_short_write_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(fd, data[: len(data) // 2] if kind == "short" else data)
 
-    monkeypatch.setattr(spool_module.os, "write", broken)
+    monkeypatch.setattr(os, "write", broken)
     with pytest.raises(SpoolFullError, match="No space"):
         fill(written, "lost")
     fill(written, "after")

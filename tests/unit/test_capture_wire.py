@@ -13,7 +13,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags, TraceState
 from opentelemetry.trace.status import Status, StatusCode
 
-from otel_audit.capture.wire import SPAN_BYTES_MAX, SpanEncoder, request
+from otel_audit.capture.wire import SPAN_BYTES_MAX, SpanEncoder, attributes_of, request
 
 RESOURCE = Resource({"service.name": "crm", "n": 3}, "https://example.com/resource")
 SCOPE = InstrumentationScope("fastapi", "1.2", "https://example.com/scope", {"part": "asgi"})
@@ -51,7 +51,9 @@ def make_span(
 
 def decoded(*spans: ReadableSpan) -> ExportTraceServiceRequest:
     encoder = SpanEncoder("source-1")
-    return ExportTraceServiceRequest.FromString(request([encoder.encode(s, n) for n, s in enumerate(spans, 1)]))
+    return ExportTraceServiceRequest.FromString(
+        request([encoder.encode(s, attributes_of(s), n) for n, s in enumerate(spans, 1)])
+    )
 
 
 def without_number(message: ExportTraceServiceRequest) -> ExportTraceServiceRequest:
@@ -169,6 +171,7 @@ def test_a_span_of_absurd_size_is_cut_rather_than_refused() -> None:
 def test_memory_for_repeated_attributes_is_bounded() -> None:
     encoder = SpanEncoder("source-1")
     for i in range(20_000):
-        encoder.encode(make_span({"url": f"/things/{i}", "status": i % 2000}), i)
+        span = make_span({"url": f"/things/{i}", "status": i % 2000})
+        encoder.encode(span, attributes_of(span), i)
     assert len(encoder._texts) <= 4096
     assert len(encoder._ints) <= 4096

@@ -216,6 +216,11 @@ class Service:
             self.process.send_signal(signum)
         return self.process.wait(timeout=30)
 
+    def kill_all(self) -> None:
+        """SIGKILL the whole process group at once: supervisor and workers."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(timeout=30)
+
 
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment without any OpenTelemetry setting, with `extra`, and no exporter of the user's."""
@@ -233,6 +238,37 @@ def _listens(port: int) -> bool:
 COMMANDS: dict[str, Callable[[int], list[str]]] = {
     "uvicorn": lambda port: ["uvicorn", "fastapi_app:app", "--port", str(port)],
     "uvicorn-workers": lambda port: ["uvicorn", "fastapi_app:app", "--port", str(port), "--workers", "2"],
+    "gunicorn": lambda port: ["gunicorn", "flask_app:app", "--bind", f"127.0.0.1:{port}", "--workers", "2"],
+    "gunicorn-gthread": lambda port: [
+        "gunicorn",
+        "flask_app:app",
+        "--bind",
+        f"127.0.0.1:{port}",
+        "--workers",
+        "2",
+        "--threads",
+        "4",
+    ],
+    "gunicorn-preload": lambda port: [
+        "gunicorn",
+        "flask_app:app",
+        "--bind",
+        f"127.0.0.1:{port}",
+        "--workers",
+        "2",
+        "--preload",
+    ],
+    "gunicorn-uvicorn": lambda port: [
+        "gunicorn",
+        "fastapi_app:app",
+        "--bind",
+        f"127.0.0.1:{port}",
+        "--workers",
+        "2",
+        "--worker-class",
+        "uvicorn_worker.UvicornWorker",
+    ],
+    "hypercorn": lambda port: ["hypercorn", "fastapi_app:app", "--bind", f"127.0.0.1:{port}"],
     "flask": lambda port: ["flask", "--app", "flask_app", "run", "--port", str(port)],
 }
 
@@ -249,7 +285,9 @@ def service(kind: str, log_dir: Path, env: Mapping[str, str], instrument: bool =
     env = {"OTEL_AUDIT_SPOOL_DIR": str(log_dir / "spool"), **env}
     path = os.pathsep.join([str(BIN), env.get("PATH", "")])
     with log.open("wb") as output:
-        process = subprocess.Popen(words, cwd=APPS, env={**env, "PATH": path}, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            words, cwd=APPS, env={**env, "PATH": path}, stdout=output, stderr=output, start_new_session=True
+        )
     running = Service(process, port, log)
     try:
         wait_until(lambda: _listens(port) or process.poll() is not None)

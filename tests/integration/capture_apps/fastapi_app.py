@@ -1,6 +1,8 @@
 """A FastAPI service that knows nothing of auditing."""
 
 import asyncio
+import os
+from pathlib import Path
 
 from fastapi import FastAPI, HTTPException
 
@@ -17,6 +19,18 @@ async def read_thing(thing_id: int) -> dict[str, int]:
 @app.get("/broken")
 async def broken() -> None:
     raise RuntimeError("out of order")
+
+
+@app.get("/hang")
+async def hang() -> None:
+    Path(os.environ["STARTED"]).touch()
+    await asyncio.sleep(3600)
+
+
+@app.get("/done")
+async def done() -> str:
+    Path(os.environ["STARTED"]).touch()
+    return "done"
 
 
 @app.get("/slow")

@@ -16,6 +16,19 @@ def read_thing(thing_id: int) -> dict[str, int]:
     return {"id": thing_id}
 
 
+@app.get("/hang")
+def hang() -> str:
+    Path(os.environ["STARTED"]).touch()
+    time.sleep(3600)
+    return "never"
+
+
+@app.get("/done")
+def done() -> str:
+    Path(os.environ["STARTED"]).touch()
+    return "done"
+
+
 @app.get("/slow")
 def slow() -> str:
     Path(os.environ["STARTED"]).touch()

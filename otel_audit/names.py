@@ -74,6 +74,13 @@ ENVIRONMENT: Final = ("deployment.environment.name", "deployment.environment")
 HOST_NAME: Final = "host.name"
 EXCEPTION_EVENT: Final = "exception"
 
+# --- metrics of capture ----------------------------------------------------------------------------------------------------
+METRIC_SPOOLED: Final = "otel_audit.capture.spooled"
+METRIC_DELIVERED: Final = "otel_audit.capture.delivered"
+METRIC_REFUSED: Final = "otel_audit.capture.refused"
+METRIC_LOST: Final = "otel_audit.capture.lost"
+METRIC_SPOOL_BYTES: Final = "otel_audit.capture.spool.size"
+
 # --- environment variables (stable names) --------------------------------------------------------------------------------
 ENV_ENDPOINT: Final = "OTEL_AUDIT_ENDPOINT"
 ENV_PROTOCOL: Final = "OTEL_AUDIT_PROTOCOL"

@@ -25,8 +25,10 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
 from otel_audit.capture import settings
 from otel_audit.capture.address import TrustedProxies
+from otel_audit.capture.carriers import CURRENT_SCOPE, PEER_KEY
 from otel_audit.capture.clients import ClientDirectory
-from otel_audit.capture.identity import CURRENT_SCOPE, PEER_KEY, IdentityPropagator, IdentityReader
+from otel_audit.capture.identity import IdentityPropagator, IdentityReader
+from otel_audit.capture.metrics import observe
 from otel_audit.capture.processor import AuditSpanProcessor, Calls
 from otel_audit.capture.recorder import Recorder
 from otel_audit.capture.redact import Redactor
@@ -124,11 +126,15 @@ class Capture:
         propagator = IdentityPropagator(self.reader, self._on_request)
         set_global_textmap(CompositePropagator([get_global_textmap(), propagator]))
         try:
+            observe(self.recorder)
+        except Exception as e:
+            _log.warning("make metrics of otel-audit: %s; calls are audited all the same", e)
+        try:
             hold_asgi_responses(self.calls)
         except Exception as e:
             _log.warning("hold responses until they are recorded: %s; a kill may lose an answered call", e)
         try:
-            _watch_uvicorn(self._on_request)
+            _watch_uvicorn(self._on_request, self._on_startup)
         except Exception as e:
             hint = "start uvicorn with --no-proxy-headers, or its forwarded addresses look like peers"
             _log.warning("install otel-audit under uvicorn: %s; %s", e, hint)
@@ -178,6 +184,12 @@ class Capture:
                 trace.set_tracer_provider(TracerProvider(sampler=wanted, shutdown_on_exit=False))
         except Exception as e:
             _log.warning("configure OpenTelemetry for otel-audit: %s; install opentelemetry-distro", e)
+
+    def _on_startup(self) -> None:
+        """A server is about to serve: record that, and ship what dead processes have left, before the first call."""
+        provider = trace.get_tracer_provider()
+        if isinstance(provider, TracerProvider):
+            self.recorder.begin(provider.resource)
 
     # --- the end of the process ------------------------------------------------------------------------------------------
     def end(self) -> None:
@@ -232,12 +244,13 @@ class Capture:
         self._ended = False
 
 
-def _watch_uvicorn(on_request: Callable[[], None]) -> None:
+def _watch_uvicorn(on_request: Callable[[], None], on_startup: Callable[[], None]) -> None:
     """Have uvicorn keep the socket's peer, which its `--proxy-headers` (on by default) replaces by a header's word.
 
     Args:
         on_request: called before the application is; must not raise. FastAPI's own telemetry looks for a tracer provider
             before it touches the request.
+        on_startup: called when the application is about to start.
     """
     import wrapt
 
@@ -250,6 +263,11 @@ def _watch_uvicorn(on_request: Callable[[], None]) -> None:
                 scope.setdefault(PEER_KEY, scope.get("client"))
                 CURRENT_SCOPE.set(scope)  # uvicorn runs each request in a context of its own
                 on_request()
+            else:
+                try:
+                    on_startup()
+                except Exception:
+                    _log.exception("record the start of the service: a fault in otel-audit; its calls are recorded")
             await original(self, scope, receive, send)
 
         module.ProxyHeadersMiddleware.__call__ = call

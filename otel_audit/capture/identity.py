@@ -13,7 +13,6 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
 from opentelemetry.context import Context, set_value
@@ -29,16 +28,12 @@ from opentelemetry.propagators.textmap import (
 from otel_audit import names
 from otel_audit.capture.address import TrustedProxies
 from otel_audit.capture.call import CALL_KEY, Call
+from otel_audit.capture.carriers import Request, RequestReader
 from otel_audit.capture.clients import ClientDirectory
 
-__all__ = ["CURRENT_SCOPE", "PEER_KEY", "IdentityPropagator", "IdentityReader", "Request"]
+__all__ = ["IdentityPropagator", "IdentityReader"]
 
-PEER_KEY: Final = "otel_audit.peer"
-"""ASGI scope key under which the socket's peer is kept before a server replaces it by a forwarded address."""
-
-CURRENT_SCOPE: Final[ContextVar[Mapping[str, Any] | None]] = ContextVar("otel_audit_scope", default=None)
-"""The ASGI scope of the request that is being served, for instrumentations that hand on its headers alone."""
-
+_FORWARDED_FOR: Final = "x-forwarded-for"
 _CREDENTIAL_CHARS_MAX: Final = 16_384
 _ID_CHARS_MAX: Final = 256
 _CACHE_MAX: Final = 2048
@@ -49,15 +44,6 @@ _CLIENT_CLAIMS: Final = ("azp", "client_id", "cid", "appid")
 """Claims that name the client: OpenID Connect, RFC 9068, and what two large issuers use instead."""
 
 
-class Request(NamedTuple):
-    """What identity needs of an incoming request, whatever framework it came through."""
-
-    peer: str | None
-    authorization: str | None
-    api_key: str | None
-    forwarded_for: str | None
-
-
 class Credential(NamedTuple):
     """What a request's credentials say."""
 
@@ -65,39 +51,6 @@ class Credential(NamedTuple):
     client_name: str | None = None
     auth: str = "none"
     user_id: str | None = None
-
-
-# --- carriers: one function for each shape of request ------------------------------------------------------------------
-def _from_asgi(scope: Mapping[str, Any], api_key_header: bytes) -> Request:
-    authorization = api_key = forwarded = None
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            authorization = value.decode("latin-1")
-        elif name == api_key_header:
-            api_key = value.decode("latin-1")
-        elif name == b"x-forwarded-for":
-            text = value.decode("latin-1")
-            forwarded = text if forwarded is None else f"{forwarded},{text}"
-    peer = scope[PEER_KEY] if PEER_KEY in scope else scope.get("client")
-    return Request(peer[0] if peer else None, authorization, api_key, forwarded)
-
-
-def _from_headers(headers: list[Any], api_key_header: bytes) -> Request:
-    """Starlette's `Headers`, which FastAPI's own telemetry hands on; the peer is in the scope they belong to."""
-    scope = CURRENT_SCOPE.get()
-    if scope is None or scope.get("headers") != headers:
-        scope = {"headers": headers}
-    return _from_asgi(scope, api_key_header)
-
-
-def _from_wsgi(environ: Mapping[str, Any], api_key_name: str) -> Request:
-    original = environ.get("werkzeug.proxy_fix.orig")  # what ProxyFix replaced
-    return Request(
-        (original or environ).get("REMOTE_ADDR"),
-        environ.get("HTTP_AUTHORIZATION"),
-        environ.get(api_key_name),
-        environ.get("HTTP_X_FORWARDED_FOR"),
-    )
 
 
 # --- credentials --------------------------------------------------------------------------------------------------------
@@ -141,8 +94,8 @@ class IdentityReader:
     ) -> None:
         self._clients = clients
         self._proxies = proxies
-        self._asgi_header = api_key_header.encode("latin-1", "replace")
-        self._wsgi_header = "HTTP_" + api_key_header.upper().replace("-", "_")
+        self._api_key_header = api_key_header
+        self._requests = RequestReader(("authorization", api_key_header, _FORWARDED_FOR))
         self._hash_key = hash_key or b"otel-audit unknown key"
         # Digest of the credentials -> what they say; bounded, and emptied when full or when the directory changes.
         # Any thread may write; two threads that do so at once write the same.
@@ -151,12 +104,12 @@ class IdentityReader:
 
     def attributes(self, carrier: object) -> dict[str, str] | None:
         """The attributes that name the caller; None when `carrier` is no request this reader knows."""
-        request = self.request(carrier)
+        request = self._requests.read(carrier)
         if request is None:
             return None
         self._clients.refresh()
         who = self.credential(request)
-        address = self._proxies.verdict(request.peer, request.forwarded_for)
+        address = self._proxies.verdict(request.peer, request.headers.get(_FORWARDED_FOR))
         said = (
             (names.CLIENT_AUTH, who.auth),
             (names.CLIENT_ID, who.client_id),
@@ -168,20 +121,9 @@ class IdentityReader:
         )
         return {name: value for name, value in said if value}
 
-    def request(self, carrier: object) -> Request | None:
-        """What identity needs of `carrier`: an ASGI scope, its headers, or a WSGI environ; None for anything else."""
-        if not isinstance(carrier, dict):
-            headers = getattr(carrier, "raw", None)
-            return _from_headers(headers, self._asgi_header) if isinstance(headers, list) else None
-        if "headers" in carrier and carrier.get("type") in ("http", "websocket"):
-            return _from_asgi(carrier, self._asgi_header)
-        if "REQUEST_METHOD" in carrier:
-            return _from_wsgi(carrier, self._wsgi_header)
-        return None
-
     def credential(self, request: Request) -> Credential:
         """What the credentials of `request` say; an API key names the client before any other."""
-        key, authorization = request.api_key, request.authorization
+        key, authorization = request.headers.get(self._api_key_header), request.headers.get("authorization")
         if not key and not authorization:
             return Credential()
         if len(key or "") + len(authorization or "") > _CREDENTIAL_CHARS_MAX:

@@ -177,7 +177,7 @@ class Spool:
         self._fd = -1
         self._number = 0
         self._size = 0  # of the current file
-        self._used = 0  # by all files, at least; corrected from the disk when it says that the spool is full
+        self._used = 0  # by all files, at most; corrected from the disk when it says that the spool is full
         self._open_fd = -1
         self._open: dict[int, bytes] = {}  # calls that began: number -> frame
         self._open_size = 0
@@ -193,6 +193,11 @@ class Spool:
     def end(self) -> Position:
         """Where the next record goes."""
         return self._number, self._size
+
+    @property
+    def used(self) -> int:
+        """Bytes of all its files, at most; what is deleted meanwhile is counted until the spool seems full."""
+        return self._used
 
     @property
     def begun(self) -> bool:

@@ -11,14 +11,9 @@ from opentelemetry.context import Context
 
 from otel_audit.capture.address import TrustedProxies
 from otel_audit.capture.call import call_in
+from otel_audit.capture.carriers import CURRENT_SCOPE, PEER_KEY, Request
 from otel_audit.capture.clients import Client, ClientDirectory, _Contents
-from otel_audit.capture.identity import (
-    CURRENT_SCOPE,
-    PEER_KEY,
-    IdentityPropagator,
-    IdentityReader,
-    Request,
-)
+from otel_audit.capture.identity import IdentityPropagator, IdentityReader
 
 
 def part(value: object) -> str:
@@ -49,10 +44,15 @@ WEB = Client("web", "Web front end")
 READER = IdentityReader(Directory({b"web-key": WEB}), TrustedProxies(("10.0.0.0/8",)), hash_key=b"secret")
 
 
+def request(authorization: str | None = None, api_key: str | None = None) -> Request:
+    given = {"authorization": authorization, "x-api-key": api_key}
+    return Request(None, {name: value for name, value in given.items() if value is not None})
+
+
 def read(
     authorization: str | None = None, api_key: str | None = None
 ) -> tuple[str | None, str | None, str, str | None]:
-    return tuple(READER.credential(Request(None, authorization, api_key, None)))  # type: ignore[return-value]
+    return tuple(READER.credential(request(authorization, api_key)))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_an_unknown_key_is_followed_by_its_keyed_hash_and_never_shown() -> None:
     assert len(first[0]) == 20
     assert first[2] == "api_key (unverified)"
     elsewhere = IdentityReader(Directory({}), TrustedProxies(), hash_key=b"other secret")
-    assert elsewhere.credential(Request(None, None, "stolen", None)).client_id != first[0]
+    assert elsewhere.credential(request(None, "stolen")).client_id != first[0]
 
 
 def test_ids_are_bounded_and_can_be_encoded_by_any_exporter() -> None:
@@ -108,7 +108,7 @@ def test_ids_are_bounded_and_can_be_encoded_by_any_exporter() -> None:
 
 def test_no_secret_is_kept_between_requests() -> None:
     reader = IdentityReader(Directory({}), TrustedProxies())
-    reader.credential(Request(None, basic("partner:hunter2-hunter2"), "top-secret-key", None))
+    reader.credential(request(basic("partner:hunter2-hunter2"), "top-secret-key"))
     assert "hunter2" not in repr(reader._cache)
     assert "top-secret-key" not in repr(reader._cache)
 
@@ -116,18 +116,18 @@ def test_no_secret_is_kept_between_requests() -> None:
 def test_memory_for_credentials_is_bounded() -> None:
     reader = IdentityReader(Directory({}), TrustedProxies())
     for i in range(10_000):
-        reader.credential(Request(None, None, f"key {i}", None))
+        reader.credential(request(None, f"key {i}"))
     assert len(reader._cache) <= 2048
 
 
 def test_a_changed_directory_counts_for_credentials_seen_before() -> None:
     directory = Directory({})
     reader = IdentityReader(directory, TrustedProxies())
-    request = Request(None, None, "web-key", None)
-    assert reader.credential(request).auth == "api_key (unverified)"
+    by_key = request(None, "web-key")
+    assert reader.credential(by_key).auth == "api_key (unverified)"
     directory.keys[b"web-key"] = WEB
     directory.version += 1
-    assert reader.credential(request).client_id == "web"
+    assert reader.credential(by_key).client_id == "web"
 
 
 # --- carriers -----------------------------------------------------------------------------------------------------------
@@ -256,5 +256,5 @@ def test_any_header_gets_an_answer(value: bytes, scheme: bytes, forwarded: bytes
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=3))
 def test_any_claims_get_an_answer(value: object) -> None:
-    who = READER.credential(Request(None, f"Bearer {jwt(azp=value, sub=value, gty=value)}", None, None))
+    who = READER.credential(request(f"Bearer {jwt(azp=value, sub=value, gty=value)}", None))
     assert who.auth == "jwt (unverified)"

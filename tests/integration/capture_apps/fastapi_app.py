@@ -9,6 +9,10 @@ from fastapi import FastAPI, HTTPException
 app = FastAPI()
 
 
+def started() -> None:
+    Path(os.environ["STARTED"]).touch()
+
+
 @app.get("/things/{thing_id}")
 async def read_thing(thing_id: int) -> dict[str, int]:
     if thing_id == 404:
@@ -23,13 +27,13 @@ async def broken() -> None:
 
 @app.get("/hang")
 async def hang() -> None:
-    Path(os.environ["STARTED"]).touch()
+    started()
     await asyncio.sleep(3600)
 
 
 @app.get("/done")
 async def done() -> str:
-    Path(os.environ["STARTED"]).touch()
+    started()
     return "done"
 
 

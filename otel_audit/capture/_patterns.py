@@ -1,0 +1,72 @@
+"""Globs and patterns of routes, as regular expressions that no path can make slow.
+
+`*` stands for any characters, `?` for one. Between stars each part is taken where it first fits and never tried again
+(an atomic group), so the time grows with the text and not with a power of it.
+"""
+
+import re
+from typing import Final
+
+__all__ = ["Glob", "RoutePattern"]
+
+_PLACEHOLDER: Final = re.compile(r"\{[^/{}]*\}|<[^/<>]*>")
+_DEEP: Final = re.compile(r"\{[^/{}:]*:path\}|<path:[^/<>]*>")
+_SEGMENT: Final = "[^/]+?"
+
+
+def _regex(pattern: str, placeholder: str | None) -> str:
+    """`pattern` as a regular expression; `placeholder` is what `{}` in it becomes."""
+    parts = []
+    for part in re.sub(r"\*+", "*", pattern).split("*"):
+        pieces = [re.escape(piece).replace(r"\?", ".") for piece in part.split("{}")]
+        parts.append((placeholder if placeholder is not None else r"\{\}").join(pieces))
+    first, *others = parts
+    if not others:
+        return first
+    *middle, last = others
+    return first + "".join(f"(?>.*?{part})" for part in middle) + ".*" + last
+
+
+class Glob:
+    """A glob; `*` is any characters, `?` one.
+
+    Args:
+        pattern: the glob; everything else in it stands for itself.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+        self._match = re.compile(_regex(pattern, None), re.DOTALL).fullmatch
+
+    def matches(self, text: str) -> bool:
+        """Whether all of `text` fits."""
+        return self._match(text) is not None
+
+
+def _plain(route: str) -> str:
+    """`route` with a leading slash, which Django's lack, and without the names of its placeholders."""
+    route = _PLACEHOLDER.sub("{}", route)
+    return route if route.startswith(("/", "*")) else "/" + route
+
+
+class RoutePattern:
+    """A glob on routes, in which a placeholder stands for any placeholder, or for one segment of a path.
+
+    Args:
+        pattern: such as `/contacts/{id}/*`.
+    """
+
+    def __init__(self, pattern: str) -> None:
+        self.pattern = pattern
+        self._route = re.compile(_regex(_plain(pattern), None), re.DOTALL).fullmatch
+        path = _regex(_plain(_DEEP.sub("*", pattern)), _SEGMENT)
+        # Frameworks that do not mind a slash at the end route both forms to the same handler.
+        self._path = re.compile(path + ("" if path.endswith("*") else "/?"), re.DOTALL).fullmatch
+
+    def matches_route(self, route: str) -> bool:
+        """Whether a framework's route fits, whatever its placeholders are called."""
+        return self._route(_plain(route)) is not None
+
+    def matches_path(self, path: str) -> bool:
+        """Whether the path of a request fits."""
+        return self._path(path) is not None

@@ -14,11 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import SpanKind
 from opentelemetry.trace.status import StatusCode
 
-from otel_audit.names import ACTION, EXCEPTION_EVENT, SOURCE_ID, SOURCE_SEQ
+from otel_audit.names import ACTION, DB_DURATION_NS, EXCEPTION_EVENT, HTTP_DURATION_NS, SOURCE_ID, SOURCE_SEQ
 
 __all__ = ["EncodedSpan", "SpanEncoder", "attributes_of", "request"]
 
@@ -28,11 +29,18 @@ SPAN_BYTES_MAX: Final = 1024 * 1024
 _CUT_CHARS: Final = 1024
 _CACHE_MAX: Final = 4096
 _CACHED_CHARS_MAX: Final = 200
-_EVER_NEW: Final = frozenset({"http.target", "http.url", "url.path", "url.full", "url.query"})
+_EVER_NEW: Final = frozenset(
+    {
+        *("http.target", "http.url", "url.path", "url.full", "url.query"),
+        *("net.peer.port", "net.sock.peer.port", "client.port", "network.peer.port"),
+        *("http.response_content_length", "http.request_content_length", DB_DURATION_NS, HTTP_DURATION_NS),
+    }
+)
 """Attributes whose values rarely come again: they would only push others out of the cache."""
-_CACHED_INTS: Final = range(1000)  # status codes and the like; ports would only fill the cache
-_OTLP_KIND_OF: Final = {0: 1, 1: 2, 2: 3, 3: 4, 4: 5}
-"""The SDK counts kinds from INTERNAL = 0, OTLP from UNSPECIFIED = 0."""
+_KIND_FIELDS: Final = {kind: bytes((0x30, kind.value + 1)) for kind in SpanKind}
+"""Field 6 of `Span`: the SDK counts kinds from INTERNAL = 0, OTLP from UNSPECIFIED = 0."""
+_SEQ_BYTES: Final = len(SOURCE_SEQ) + 5
+"""Length of the attribute with a record's number, but for the number."""
 _HAS_IS_REMOTE: Final = 0x100
 _IS_REMOTE: Final = 0x200
 _FLAGS: Final = struct.Struct("<HI")
@@ -110,13 +118,24 @@ def _key_value(key: str, value: Any, chars_max: int | None = None) -> bytes:
     return _field(b"\x0a", _utf8(key, chars_max)) + _field(b"\x12", _any_value(value, chars_max))
 
 
+_keys: dict[str, bytes] = {}  # attribute key -> field 1 of `KeyValue`; short ones only; emptied when full
+
+
 def _short_text(key: str, value: str) -> bytes:
     """A text attribute as field 9 of `Span`; in one step where all lengths take one byte, as nearly always."""
-    k, v = _utf8(key), _utf8(value)
-    if len(k) + len(v) <= 121:
-        sizes = len(k) + len(v) + 6, len(k), len(v) + 2, len(v)
-        return b"\x4a%c\x0a%c%b\x12%c\x0a%c%b" % (sizes[0], sizes[1], k, sizes[2], sizes[3], v)
-    return _field(b"\x4a", _key_value(key, value))
+    k = _keys.get(key)
+    if k is None:
+        k = _field(b"\x0a", _utf8(key))
+        if len(k) < 100:
+            if len(_keys) >= _CACHE_MAX:
+                _keys.clear()
+            _keys[key] = k
+    v = value.encode("utf-8", "backslashreplace")
+    size = len(v)
+    total = len(k) + size + 4
+    if total < 128:
+        return b"\x4a%c%b\x12%c\x0a%c%b" % (total, k, size + 2, size, v)
+    return _field(b"\x4a", k + _field(b"\x12", _field(b"\x0a", v)))
 
 
 def _attributes(tag: bytes, attributes: Mapping[str, Any] | None) -> bytes:
@@ -146,7 +165,8 @@ class SpanEncoder:
 
     def __init__(self, source_id: str) -> None:
         self._source = _field(b"\x4a", _key_value(SOURCE_ID, source_id))
-        # Attributes that come again and again: (key, value) -> field 9 of `Span`. Only texts and small integers:
+        self._seq = b"\x4a%c" + _field(b"\x0a", SOURCE_SEQ.encode()) + b"\x12%c\x18%b"
+        # Attributes that come again and again: (key, value) -> field 9 of `Span`. Only texts and integers:
         # 1, True and 1.0 are equal as keys. Bounded, and emptied when full.
         self._texts: dict[tuple[str, str], bytes] = {}
         self._ints: dict[tuple[str, int], bytes] = {}
@@ -184,59 +204,55 @@ class SpanEncoder:
         context = span.get_span_context()
         if context is None:
             raise ValueError("a span without a context")
-        parts = [
-            b"\x0a\x10",
-            context.trace_id.to_bytes(16, "big"),
-            b"\x12\x08",
-            context.span_id.to_bytes(8, "big"),
-        ]
+        parts = [b"\x0a\x10%b\x12\x08%b" % (context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big"))]
         if context.trace_state:
             parts.append(_field(b"\x1a", _utf8(context.trace_state.to_header(), chars_max)))
         parent = span.parent
         flags = _HAS_IS_REMOTE
         if parent is not None:
-            parts += (b"\x22\x08", parent.span_id.to_bytes(8, "big"))
+            parts.append(b"\x22\x08" + parent.span_id.to_bytes(8, "big"))
             if parent.is_remote:
                 flags |= _IS_REMOTE
         start = span.start_time or 0
         parts += (
             _field(b"\x2a", _utf8(span.name, chars_max)),
-            b"\x30",
-            _ONE_BYTE[_OTLP_KIND_OF.get(span.kind.value, 0)],
+            _KIND_FIELDS.get(span.kind, b""),
             _TIMES.pack(0x39, start, 0x41, span.end_time or start),
         )
         self._add_attributes(parts, attributes, chars_max)
-        parts += (self._source, _field(b"\x4a", _key_value(SOURCE_SEQ, seq)))
+        number = _varint(seq)
+        parts += (self._source, self._seq % (_SEQ_BYTES + len(number), 1 + len(number), number))
         if span.dropped_attributes:
             parts.append(b"\x50" + _varint(span.dropped_attributes))
-        self._add_events(parts, span, chars_max)
+        events = span.events
+        if events:
+            self._add_events(parts, events, chars_max)
         status = span.status
-        if status.status_code is not StatusCode.UNSET:
+        if status.status_code is StatusCode.UNSET:
+            parts.append(b"\x7a\x00")
+        else:
             message = b"" if status.description is None else _field(b"\x12", _utf8(status.description, chars_max))
             parts.append(_field(b"\x7a", message + (b"\x18" + _ONE_BYTE[status.status_code.value])))
-        else:
-            parts.append(b"\x7a\x00")
         parts.append(_FLAGS.pack(0x0185, flags))  # field 16, fixed32: its tag takes two bytes
         return b"".join(parts)
 
     def _add_attributes(self, parts: list[bytes], attributes: Mapping[str, Any], chars_max: int | None) -> None:
         texts, ints = self._texts, self._ints
-        for key, value in attributes.items():
+        for pair in attributes.items():
+            key, value = pair
             kind = type(value)
-            if kind is str and len(value) <= _CACHED_CHARS_MAX:
-                encoded = texts.get((key, value))
+            if kind is str:
+                encoded = texts.get(pair)
                 if encoded is None:
-                    encoded = _short_text(key, value)
+                    encoded = self._text(pair, chars_max)
+            elif kind is int:
+                encoded = ints.get(pair)
+                if encoded is None:
+                    encoded = _field(b"\x4a", _key_value(key, value))
                     if key not in _EVER_NEW:
-                        if len(texts) >= _CACHE_MAX:
-                            texts.clear()
-                        texts[key, value] = encoded
-            elif kind is int and value in _CACHED_INTS:
-                encoded = ints.get((key, value))
-                if encoded is None:
-                    if len(ints) >= _CACHE_MAX:
-                        ints.clear()
-                    encoded = ints[key, value] = _field(b"\x4a", _key_value(key, value))
+                        if len(ints) >= _CACHE_MAX:
+                            ints.clear()
+                        ints[pair] = encoded
             else:
                 try:
                     encoded = _field(b"\x4a", _key_value(key, value, chars_max))
@@ -244,9 +260,21 @@ class SpanEncoder:
                     encoded = _field(b"\x4a", _key_value(key, f"(a {kind.__name__} that cannot be encoded)"))
             parts.append(encoded)
 
+    def _text(self, pair: tuple[str, str], chars_max: int | None) -> bytes:
+        """A text attribute, remembered when it is likely to come again."""
+        key, value = pair
+        if len(value) > _CACHED_CHARS_MAX:
+            return _field(b"\x4a", _key_value(key, value, chars_max))
+        encoded = _short_text(key, value)
+        if key not in _EVER_NEW:
+            if len(self._texts) >= _CACHE_MAX:
+                self._texts.clear()
+            self._texts[pair] = encoded
+        return encoded
+
     @staticmethod
-    def _add_events(parts: list[bytes], span: ReadableSpan, chars_max: int | None) -> None:
-        for event in span.events:
+    def _add_events(parts: list[bytes], events: Sequence[Event], chars_max: int | None) -> None:
+        for event in events:
             if event.name != EXCEPTION_EVENT:
                 continue
             body = b"\x09" + struct.pack("<Q", event.timestamp) + _field(b"\x12", _utf8(event.name))

@@ -1,8 +1,8 @@
 """`make bench`: measure, and print the tables of docs/benchmarks.md.
 
-    python -m bench [ingest] [decode] [reading] [startup] [--quick]
+    python -m bench [ingest] [decode] [reading] [startup] [overhead] [--quick]
 
-Without names all of them run, ten minutes or so. `--quick` makes everything small: it shows that the benchmarks work, its
+Without names all of them run, a quarter of an hour or so. `--quick` makes everything small: it shows that the benchmarks work, its
 figures mean nothing.
 """
 
@@ -42,11 +42,18 @@ def _startup(quick: bool) -> list[Row]:
     return startup.run(10_000 if quick else startup.RECORDS, 1 if quick else 5)
 
 
+def _overhead(quick: bool) -> list[Row]:
+    from bench import overhead
+
+    return overhead.run(2, 100) if quick else overhead.run()
+
+
 PARTS: Final[dict[str, Callable[[bool], list[Row]]]] = {
     "ingest": _ingest,
     "decode": _decode,
     "reading": _reading,
     "startup": _startup,
+    "overhead": _overhead,
 }
 
 

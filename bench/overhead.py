@@ -83,7 +83,7 @@ def _fastapi() -> Callable[[int], None]:
         for n in range(count):
             path = f"/customers/{n}"
             scope = {**shared, "path": path, "raw_path": path.encode(), "state": {}}
-            await app(scope, receive, send)  # type: ignore[arg-type]
+            await app(scope, receive, send)
 
     loop = asyncio.new_event_loop()
     return lambda count: loop.run_until_complete(call(count))
@@ -157,7 +157,7 @@ def _rss_bytes() -> int:
 # --- the receiver -----------------------------------------------------------------------------------------------------------
 def _receive() -> None:
     """Take everything, in a process of its own, until standard input ends."""
-    handlers = {"Export": grpc.unary_unary_rpc_method_handler(lambda _body, _context: b"")}
+    handlers: Any = {"Export": grpc.unary_unary_rpc_method_handler(lambda _body, _context: b"")}
     server = grpc.server(ThreadPoolExecutor(2), options=(("grpc.max_receive_message_length", -1),))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(METHOD_SERVICE, handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -205,14 +205,15 @@ def _command(framework: str, kind: str) -> list[str]:
 
 def _plain(framework: str) -> None:
     """`opentelemetry-instrument` as it is without otel-audit in the environment."""
-    from opentelemetry.instrumentation.auto_instrumentation import _load
+    import opentelemetry.instrumentation.auto_instrumentation._load as module
 
-    original = _load.entry_points
+    load: Any = module
+    original = load.entry_points
 
     def without_ours(**wanted: Any) -> Any:
         return [found for found in original(**wanted) if not found.value.startswith("otel_audit.")]
 
-    _load.entry_points = without_ours
+    load.entry_points = without_ours
     from opentelemetry.instrumentation.auto_instrumentation import initialize
 
     initialize()

@@ -44,7 +44,7 @@ class Delivery:
         self.transport = connect(destination)
         self._wait = wait
         self._on_refused = on_refused
-        self._refused_path = refused_path
+        self.refused_path = refused_path
         self.delivered = 0
         """Records that the destination answers for."""
         self.refused = 0
@@ -89,15 +89,15 @@ class Delivery:
         kept = self._keep(one)
         if not self._refusal_said_s or time.monotonic() - self._refusal_said_s >= _SAY_AGAIN_S:
             self._refusal_said_s = time.monotonic()
-            where = f"; kept in {self._refused_path}" if kept else ""
+            where = f"; kept in {self.refused_path}" if kept else ""
             _log.error("ship audit records to %s: %d refused: %s%s", self.destination, self.refused, reason, where)
         self._on_refused(one, reason)
 
     def _keep(self, one: Frame) -> bool:
-        if self._refused_path is None:
+        if self.refused_path is None:
             return False
         try:
-            with self._refused_path.open("ab") as file:
+            with self.refused_path.open("ab") as file:
                 if file.tell() > _REFUSED_BYTES_MAX:
                     return False
                 file.write(frame(RECORD, one.seq, one.record))

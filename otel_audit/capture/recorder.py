@@ -92,7 +92,13 @@ class Recorder:
 
     def _begin(self) -> None:
         self.source = Source()
-        self.spool = Spool(self._parent, self.source.id, bytes_max=self._wanted.spool_bytes, synced=self._durable)
+        self.spool = Spool(
+            self._parent,
+            self.source.id,
+            bytes_max=self._wanted.spool_bytes,
+            synced=self._durable,
+            destination=str(self._wanted.destination),
+        )
         # `_losing` guards the losses and whether the source has begun; re-entrant, as a signal handler may record too.
         self._losing = threading.RLock()
         self._losses = _Losses()

@@ -17,6 +17,7 @@ from opentelemetry.instrumentation.utils import suppress_instrumentation
 
 from otel_audit.capture.delivery import Delivery
 from otel_audit.capture.frames import Frame
+from otel_audit.capture.leftovers import left_for_others
 from otel_audit.capture.outbox import Outbox, orphans, position_of, sources
 from otel_audit.capture.settings import Destination
 from otel_audit.capture.spool import Position, Spool
@@ -93,6 +94,7 @@ class Shipper:
         self._others: list[Outbox] = []
         self._waiting: list[_Marker] = []
         self._current: Outbox | None = None
+        self._looked = False
         self._look_after_s = 0.0
         self._back_until_s = 0.0
         self._moved_s = time.monotonic()
@@ -218,6 +220,9 @@ class Shipper:
     def _look_for_others(self) -> None:
         """Adopt what the dead left; with a local log open here, ship for the living too, who cannot."""
         self._others += orphans(self._parent, self.spool.folder)
+        if not self._looked:
+            self._looked = True
+            self._tell_of_the_stranded()
         if self.destination.kind != "log":
             self._look_after_s = time.monotonic() + _ORPHANS_EVERY_S
             return
@@ -226,6 +231,18 @@ class Shipper:
         for folder in sources(self._parent):
             if folder not in known and (outbox := Outbox.take(folder)) is not None:
                 self._others.append(outbox)
+
+    def _tell_of_the_stranded(self) -> None:
+        """Say once what dead processes have left for a destination that this one does not ship to."""
+        for destination, count in left_for_others(self._parent).items():
+            _log.warning(
+                "look into spool %s: dead processes (%d) have left records for %s, and this one ships to %s; to hand them "
+                "over: otel-audit spool ship",
+                self._parent.parent,
+                count,
+                destination,
+                self.destination,
+            )
 
     def _let_go(self) -> None:
         """Ship for nobody, so that another process can."""

@@ -4,6 +4,7 @@ Written synchronously by the thread that ends the span, so that the death of the
 taken is the kernel's. `sync` makes it survive the loss of power as well.
 
 ```
+<root>/<destination>/.destination    says for a person where its sources ship to
 <root>/<destination>/<source id>/
     owner             locked by the process that writes here, for as long as it lives
     position          locked by whoever ships from here; holds file and offset up to which the destination answers
@@ -35,11 +36,13 @@ from otel_audit.capture.wire import EncodedSpan
 from otel_audit.errors import CaptureError
 
 __all__ = [
+    "DESTINATION",
     "SUFFIX",
     "Position",
     "Spool",
     "SpoolFullError",
     "calls_without_end",
+    "candidates",
     "find_root",
     "folder_of",
     "lock",
@@ -51,6 +54,8 @@ FILE_BYTES: Final = 4 * 1024 * 1024
 """A spool file that has reached this is closed, and deleted once shipped."""
 _OPEN_BYTES_MAX: Final = 1024 * 1024
 SUFFIX: Final = ".spool"
+DESTINATION: Final = ".destination"
+"""File that says, for a person, where the sources beside it ship to."""
 _POSITION: Final = struct.Struct("<QQ")
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _sync_data = getattr(os, "fdatasync", os.fsync)
@@ -64,7 +69,8 @@ class SpoolFullError(CaptureError):
 
 
 # --- places -------------------------------------------------------------------------------------------------------------
-def _candidates(wanted: str | None) -> Iterator[Path]:
+def candidates(wanted: str | None) -> Iterator[Path]:
+    """The folders that a spool may be in, in the order in which they are tried."""
     if wanted:
         yield Path(wanted)
     with contextlib.suppress(RuntimeError):  # no home
@@ -84,7 +90,7 @@ def find_root(wanted: str | None = None) -> tuple[Path, list[str]]:
         CaptureError: there is none.
     """
     problems = []
-    for path in _candidates(wanted):
+    for path in candidates(wanted):
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not wanted and path.stat().st_uid != os.getuid():
@@ -162,11 +168,20 @@ class Spool:
         bytes_max: how large all files together may grow.
         synced: whether `sync` will be used, so that file names must be on disk too.
         file_bytes: size at which a file is closed.
+        destination: where its records go, as text for a person.
     """
 
     def __init__(
-        self, parent: Path, source_id: str, *, bytes_max: int, synced: bool = False, file_bytes: int = FILE_BYTES
+        self,
+        parent: Path,
+        source_id: str,
+        *,
+        bytes_max: int,
+        synced: bool = False,
+        file_bytes: int = FILE_BYTES,
+        destination: str = "",
     ) -> None:
+        self._destination = destination
         self.folder = parent / source_id
         self._bytes_max = bytes_max
         self._file_bytes = file_bytes
@@ -311,6 +326,8 @@ class Spool:
         """Make the folder under another name, lock it, and only then show it to those who look for the dead's."""
         parent = self.folder.parent
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._destination and not (parent / DESTINATION).exists():
+            (parent / DESTINATION).write_text(self._destination + "\n", encoding="utf-8")
         fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
         owner = lock(fresh / "owner", create=True)
         os.close(os.open(fresh / "position", os.O_WRONLY | os.O_CREAT, 0o600))

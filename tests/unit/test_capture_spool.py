@@ -326,7 +326,7 @@ def test_a_folder_that_cannot_be_used_is_said_and_another_taken(
 
 
 def test_no_folder_at_all_is_an_error_that_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool_module, "_candidates", lambda _: iter([Path("/proc/nowhere")]))
+    monkeypatch.setattr(spool_module, "candidates", lambda _: iter([Path("/proc/nowhere")]))
     with pytest.raises(CaptureError, match="set OTEL_AUDIT_SPOOL_DIR"):
         find_root()
 

@@ -75,7 +75,9 @@ def _common_name(subject: str) -> str | None:
         return (found[0].strip() or None) if len(found) == 1 else None
     at = 0
     while at < len(subject) and (part := _PART.match(subject, at)) is not None:
-        key, _, value = part[1].partition("=")
+        key, equals, value = part[1].partition("=")
+        if not equals:  # no distinguished name, but a name with a comma in it
+            return None
         if key.strip().upper() == "CN":
             return _unescaped(value.strip()) or None
         at = part.end()

@@ -5,55 +5,49 @@ written by the nearest proxy, what stands on the left by anyone. So a value is t
 attacker opens and never closes cannot swallow what a proxy appends after it.
 """
 
+import re
 from collections.abc import Iterator
+from typing import Final
 
 __all__ = ["from_right", "pairs"]
 
+_MARKS: Final = {separator: re.compile(rf'(?<!\\)(\\*)(["{separator}])') for separator in ",;"}
+"""Quotes and separators, with the backslashes before them: an odd number of these escapes a quote."""
+_QUOTED: Final = re.compile(r'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
+_NAME: Final = re.compile(r"[0-9A-Za-z_-]+")
+_QUOTES_MAX: Final = 64
+
 
 def from_right(text: str, separator: str = ",") -> Iterator[str]:
-    """The elements of `text`, the last one first; separators within double quotes do not count."""
+    """The elements of `text`, the last one first; separators (`,` or `;`) within double quotes do not count."""
     if '"' not in text:
         yield from reversed(text.split(separator))
         return
     end, quoted = len(text), False
-    for at in range(len(text) - 1, -1, -1):
-        char = text[at]
-        if char == '"' and not _escaped(text, at):
-            quoted = not quoted
-        elif char == separator and not quoted:
-            yield text[at + 1 : end]
-            end = at
+    for mark in reversed(list(_MARKS[separator].finditer(text))):
+        if mark[2] == '"':
+            if len(mark[1]) % 2 == 0:
+                quoted = not quoted
+        elif not quoted:
+            yield text[mark.end() : end]
+            end = mark.end() - 1
     yield text[:end]
-
-
-def _escaped(text: str, at: int) -> bool:
-    first = at
-    while first and text[first - 1] == "\\":
-        first -= 1
-    return (at - first) % 2 == 1
 
 
 def pairs(element: str) -> list[tuple[str, str]] | None:
     """The pairs of an element in their order, names in lower case, values without quotes; None if it is malformed."""
+    if element.count('"') > _QUOTES_MAX:
+        return None
     found = []
     for part in reversed(list(from_right(element, ";"))):
-        name, equals, value = part.strip().partition("=")
-        name = name.strip().lower()
-        if not equals or not name or not name.replace("-", "").replace("_", "").isalnum():
+        name, _, value = part.partition("=")
+        name, value = name.strip(), value.strip()
+        if not _NAME.fullmatch(name) or "=" not in part:
             return None
-        plain = _unquoted(value.strip())
-        if plain is None:
-            return None
-        found.append((name, plain))
+        if '"' in value:
+            quoted = _QUOTED.fullmatch(value)
+            if quoted is None:
+                return None
+            value = quoted[1].replace('\\"', '"')
+        found.append((name.lower(), value))
     return found
-
-
-def _unquoted(value: str) -> str | None:
-    if '"' not in value:
-        return value
-    if len(value) < 2 or value[0] != '"' or value[-1] != '"' or _escaped(value, len(value) - 1):
-        return None
-    inner = value[1:-1]
-    if any(char == '"' and not _escaped(inner, at) for at, char in enumerate(inner)):
-        return None
-    return inner.replace('\\"', '"')

@@ -89,7 +89,7 @@ class Resolver:
 
     @classmethod
     def _installed(cls) -> "Resolver | None":
-        from opentelemetry.util._importlib_metadata import entry_points
+        from importlib.metadata import entry_points
 
         found = sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: str(point.value))
         if not found:

@@ -76,6 +76,12 @@ def _algorithms(jwk: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(a for a in fit if a and (named is None or a == named))
 
 
+def _verifies(jwk: Mapping[str, Any]) -> bool:
+    """Whether a key is for signatures, as far as it says (RFC 7517, sections 4.2 and 4.3)."""
+    operations = jwk.get("key_ops")
+    return jwk.get("use", "sig") == "sig" and (not isinstance(operations, list) or "verify" in operations)
+
+
 def _keys(body: bytes, path: str) -> dict[str | None, list[_Key]]:
     """The keys of a JWKS by their id; under None all of them. A key that cannot be used is reported and left out."""
     import jwt
@@ -90,11 +96,7 @@ def _keys(body: bytes, path: str) -> dict[str | None, list[_Key]]:
         raise ConfigError(_READ, path, "no list of keys", hint)
     found: dict[str | None, list[_Key]] = {None: []}
     for number, jwk in enumerate(entries, 1):
-        if (
-            not isinstance(jwk, dict)
-            or jwk.get("use", "sig") != "sig"
-            or "verify" not in jwk.get("key_ops", ["verify"])
-        ):
+        if not isinstance(jwk, dict) or not _verifies(jwk):
             continue
         algorithms = _algorithms(jwk)
         try:

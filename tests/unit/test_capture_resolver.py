@@ -168,7 +168,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def install(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
     points = EntryPoints(EntryPoint("r", value, "otel_audit_resolver") for value in values)
-    monkeypatch.setattr("opentelemetry.util._importlib_metadata.entry_points", points.select)
+    monkeypatch.setattr("importlib.metadata.entry_points", points.select)
 
 
 @pytest.mark.usefixtures("module")

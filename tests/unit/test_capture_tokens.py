@@ -41,9 +41,10 @@ def jwks(*keys: Mapping[str, Any]) -> str:
 
 KEYS = jwks(
     public(RSA, kid="rsa", use="sig", alg="RS256"),
-    public(EC, kid="ec"),
+    public(EC, kid="ec", key_ops=["verify"]),
     public(ED, kid="ed"),
     public(OTHER_RSA, kid="encrypts", use="enc"),
+    public(OTHER_RSA, kid="wraps", key_ops=["wrapKey"]),
     {"kty": "oct", "k": base64.urlsafe_b64encode(SECRET.encode()).decode().rstrip("="), "kid": "shared"},
 )
 
@@ -136,6 +137,7 @@ def test_a_public_key_is_no_shared_secret(keys: str, kid: str | None) -> None:
         (sign(nbf=int(time.time()) + 3600), "not yet valid"),
         (sign(kid="gone"), "unknown key"),
         (sign(OTHER_RSA, kid="encrypts"), "unknown key"),
+        (sign(OTHER_RSA, kid="wraps"), "unknown key"),
         (sign(exp="tomorrow"), "invalid"),
         (sign(exp=float("inf")), "invalid"),
         (sign(nbf="tomorrow"), "invalid"),

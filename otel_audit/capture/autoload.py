@@ -32,10 +32,12 @@ from otel_audit.capture.metrics import observe
 from otel_audit.capture.processor import AuditSpanProcessor, Calls
 from otel_audit.capture.recorder import Recorder
 from otel_audit.capture.redact import Redactor
+from otel_audit.capture.resolver import Resolver
 from otel_audit.capture.responses import hold_asgi_responses
 from otel_audit.capture.rules import Rules
 from otel_audit.capture.sampler import AuditSampler
 from otel_audit.capture.settings import Destination
+from otel_audit.capture.tokens import TokenVerifier
 
 __all__ = ["Capture", "flush", "install", "pre_instrument", "ships_to"]
 
@@ -106,9 +108,16 @@ class Capture:
             redactor=Redactor(rules.redactions, wanted.hash_key) if rules.redactions else None,
         )
         self.clients = ClientDirectory(wanted.clients)
-        proxies = TrustedProxies(wanted.trusted_proxies)
+        proxies = TrustedProxies(wanted.trusted_proxies, hops=wanted.trusted_hops, header=wanted.forwarding_header)
         self.reader = IdentityReader(
-            self.clients, proxies, api_key_header=wanted.api_key_header, hash_key=wanted.hash_key
+            self.clients,
+            proxies,
+            tokens=TokenVerifier(wanted.jwks_path, issuer=wanted.jwt_issuer, audience=wanted.jwt_audience),
+            api_key_header=wanted.api_key_header,
+            client_header=wanted.client_header,
+            certificate_header=wanted.certificate_header,
+            hash_key=wanted.hash_key,
+            load_resolver=functools.partial(Resolver.load, wanted.resolver),
         )
         self._exit_timeout_s = wanted.exit_timeout_s
         self._attached: weakref.WeakSet[TracerProvider] = weakref.WeakSet()
@@ -190,6 +199,7 @@ class Capture:
         provider = trace.get_tracer_provider()
         if isinstance(provider, TracerProvider):
             self.recorder.begin(provider.resource)
+        self.reader.prepare()
 
     # --- the end of the process ------------------------------------------------------------------------------------------
     def end(self) -> None:
@@ -240,7 +250,7 @@ class Capture:
     def _after_fork(self) -> None:
         self.recorder.after_fork()
         self.calls.after_fork()
-        self.clients.after_fork()
+        self.reader.after_fork()
         self._ended = False
 
 

@@ -1,29 +1,26 @@
 """The client directory: which API client a key belongs to, and what clients are called.
 
-A JSON or CSV file that the operator keeps. Keys may stand in it in clear or as SHA-256; in memory only hashes are kept.
-The file is looked at again at most once a second and read in a thread of its own when it has changed, so no request
-waits for it; a file that cannot be read leaves the directory as it was.
+A YAML, JSON or CSV file that the operator keeps, or a callable of the service's own. Keys may stand in it in clear or as
+SHA-256; in memory only hashes are kept. It is read again when it changes, in a thread of its own, so no request waits for
+it; one that cannot be read leaves the directory as it was.
 """
 
 import csv
 import hashlib
+import io
 import json
-import logging
-import threading
-import time
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
+from otel_audit import names
+from otel_audit.capture._watch import Watched, load_callable, read_file
 from otel_audit.errors import ConfigError
 
 __all__ = ["Client", "ClientDirectory"]
 
-_log = logging.getLogger("otel_audit.capture")
-
-_LOOK_INTERVAL_S: Final = 1.0
+_READ: Final = "read client directory"
 _FILE_BYTES_MAX: Final = 64 * 1024 * 1024
-_HINT: Final = "each client needs an id, and may have a name and key or key_sha256; see docs/capture.md"
+_HINT: Final = "each client needs an id, and may have a name and key or key_sha256; see docs/identity.md"
 
 
 class Client(NamedTuple):
@@ -41,83 +38,112 @@ class _Contents(NamedTuple):
 _EMPTY: Final = _Contents({}, {})
 
 
+# --- one entry ----------------------------------------------------------------------------------------------------------
 def _text(value: object) -> str:
     return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
 
 
-def _digests(entry: Mapping[str, Any], where: str) -> Iterable[bytes]:
+def _digests(entry: Mapping[str, Any], where: str) -> Iterator[bytes]:
     for column, hashed in (("key", False), ("keys", False), ("key_sha256", True)):
         values = entry.get(column)
-        for value in values if isinstance(values, list) else [values]:
+        for value in values if isinstance(values, list | tuple) else [values]:
             key = _text(value)
             if not key:
                 continue
             if not hashed:
-                yield hashlib.sha256(key.encode()).digest()
+                yield hashlib.sha256(key.encode("utf-8", "backslashreplace")).digest()
                 continue
             try:
                 digest = bytes.fromhex(key.removeprefix("sha256:"))
             except ValueError:
                 digest = b""
             if len(digest) != 32:
-                raise ConfigError("read client directory", where, "key_sha256 is not 64 hex digits", _HINT)
+                raise ConfigError(_READ, where, "key_sha256 is not 64 hex digits", _HINT)
             yield digest
 
 
-def _contents(entries: Iterable[object], path: str) -> _Contents:
+def _contents(entries: Iterable[tuple[str, object]]) -> _Contents:
+    """The directory that these entries make; with each entry, where it stands."""
     by_key: dict[bytes, Client] = {}
     by_id: dict[str, Client] = {}
-    for number, entry in enumerate(entries, 1):
-        where = f"{path}, client {number}"
-        if not isinstance(entry, dict) or not _text(entry.get("id")):
-            raise ConfigError("read client directory", where, "no id", _HINT)
+    for where, entry in entries:
+        if not isinstance(entry, Mapping) or not _text(entry.get("id")):
+            raise ConfigError(_READ, where, "no id", _HINT)
         client = Client(_text(entry["id"]), _text(entry.get("name")) or None)
-        by_id.setdefault(client.id, client)
+        known = by_id.setdefault(client.id, client)
+        if known.name is None and client.name is not None:
+            by_id[client.id] = client
         for digest in _digests(entry, where):
             if by_key.setdefault(digest, client).id != client.id:
-                raise ConfigError(
-                    "read client directory", where, "its key is another client's too", "give each its own"
-                )
-    return _Contents(by_key, by_id)
+                raise ConfigError(_READ, where, "its key is another client's too", "give each its own")
+    return _Contents({digest: by_id[client.id] for digest, client in by_key.items()}, by_id)
+
+
+# --- formats ------------------------------------------------------------------------------------------------------------
+def _csv(text: str, path: str) -> Iterator[tuple[str, object]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    if "id" not in (reader.fieldnames or ()):
+        raise ConfigError(_READ, f"{path}, line 1", "the heading has no column id", _HINT)
+    for entry in reader:
+        yield f"{path}, line {reader.line_num}", entry
+
+
+def _json(text: str, path: str) -> Iterator[tuple[str, object]]:
+    return _numbered(json.loads(text), path)
+
+
+def _yaml(text: str, path: str) -> Iterator[tuple[str, object]]:
+    try:
+        import yaml
+    except ImportError as e:
+        hint = "install pyyaml, or write the directory as JSON or CSV"
+        raise ConfigError(_READ, path, "YAML needs PyYAML, which is not installed", hint) from e
+    try:
+        # Makes no objects, and leaves every scalar as it is written: an id 007 or a key 1e5 is no number.
+        document = yaml.load(text, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))  # noqa: S506
+    except yaml.YAMLError as e:  # whose own text quotes the file, in which there may be keys
+        mark, problem = getattr(e, "problem_mark", None), getattr(e, "problem", None) or type(e).__name__
+        where = f"{path}, line {mark.line + 1}" if mark is not None else path
+        raise ConfigError(_READ, where, f"not YAML: {problem}", _HINT) from e
+    return _numbered(document, path)
+
+
+def _numbered(document: object, where: str) -> Iterator[tuple[str, object]]:
+    entries = document.get("clients") if isinstance(document, Mapping) else document
+    if isinstance(entries, str | bytes | Mapping) or not isinstance(entries, Iterable):
+        raise ConfigError(_READ, where, "not a list of clients", _HINT)
+    return ((f"{where}, client {number}", entry) for number, entry in enumerate(entries, 1))
 
 
 def _parse(path: str) -> _Contents:
-    with Path(path).open("rb") as file:
-        body = file.read(_FILE_BYTES_MAX + 1)
-    if len(body) > _FILE_BYTES_MAX:
-        raise ConfigError("read client directory", path, "larger than 64 MiB", "split off what is no client")
+    body = read_file(path, _READ, _FILE_BYTES_MAX)
+    ending = path.lower().rpartition(".")[2]
+    kind, parse = {"csv": ("CSV", _csv), "yaml": ("YAML", _yaml), "yml": ("YAML", _yaml)}.get(ending, ("JSON", _json))
     try:
-        text = body.decode("utf-8-sig")
-        if path.lower().endswith(".csv"):
-            return _contents(csv.DictReader(text.splitlines()), path)
-        entries = json.loads(text)
-    except (ValueError, RecursionError, csv.Error) as e:
-        raise ConfigError("read client directory", path, f"neither JSON nor CSV: {e}", _HINT) from e
-    if isinstance(entries, dict):
-        entries = entries.get("clients")
-    if not isinstance(entries, list):
-        raise ConfigError("read client directory", path, "not a list of clients", _HINT)
-    return _contents(entries, path)
+        return _contents(parse(body.decode("utf-8-sig"), path))
+    except RecursionError as e:
+        raise ConfigError(_READ, path, "nested too deeply", _HINT) from e
+    except (ValueError, csv.Error) as e:
+        hint = "the ending says the format: .yaml, .yml, .csv, else JSON"
+        raise ConfigError(_READ, path, f"not {kind}: {e}", hint) from e
 
 
-class ClientDirectory:
-    """The clients of a directory file, or none when there is no file.
+class ClientDirectory(Watched):
+    """The clients of a directory, or none when there is no source.
 
     Args:
-        path: a `.csv` file with a heading line, or JSON: a list of clients, or an object with the list as `clients`.
+        source: a file, `.csv` with a heading line, `.yaml` or `.yml`, else JSON: a list of clients, or an object with the
+            list as `clients`; or `module:callable`, which gives the same without an argument.
 
     Never raises. Lookups are safe from any thread: `_now` is replaced as a whole, by the one reader thread.
     """
 
-    def __init__(self, path: str | None = None) -> None:
-        self._path = path
+    def __init__(self, source: str | None = None) -> None:
+        hint = f"set {names.ENV_CLIENTS} to a file this process can read, or to module:callable"
+        super().__init__(source, "client directory", hint, callable_allowed=True)
         self._now = _EMPTY
-        self._reading = threading.Lock()  # held by the one thread that reads the file
-        self._seen: tuple[int, int, int] | None = None  # the file's state when last read; under `_reading`
-        self._look_after_s = 0.0  # written by whoever looks; a race means one more look
-        self.version = 0
-        """Grows whenever the contents change, so that what was derived from them can be forgotten."""
-        if path is not None:
+        self._callable: Callable[[], object] | None = None  # under `_reading`
+        if source is not None and not self._calls:
             self._read()
 
     def by_key(self, key: bytes) -> Client | None:
@@ -131,38 +157,14 @@ class ClientDirectory:
     def __len__(self) -> int:
         return len(self._now.by_id)
 
-    def refresh(self) -> None:
-        """Have the file read again if it has changed; returns at once."""
-        if self._path is None or time.monotonic() < self._look_after_s:
-            return
-        self._look_after_s = time.monotonic() + _LOOK_INTERVAL_S
-        if self._state() != self._seen and not self._reading.locked():
-            threading.Thread(target=self._read, name="otel-audit-clients", daemon=True).start()
-
-    def after_fork(self) -> None:
-        """Forget a reader thread of the parent process, which this process does not have."""
-        self._reading = threading.Lock()
-
-    def _state(self) -> tuple[int, int, int] | None:
-        try:
-            found = Path(self._path or "").stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_size, found.st_ino
-
-    def _read(self) -> None:
-        with self._reading:
-            state = self._state()
-            if state is not None and state == self._seen:
-                return
-            self._seen = state
-            try:
-                self._now = _parse(self._path or "")
-                self.version += 1
-            except ConfigError as e:
-                _log.warning("%s (clients known so far: %d)", e, len(self))
-            except Exception as e:
-                hint = "set OTEL_AUDIT_CLIENTS to a file this process can read"
-                _log.warning(
-                    "read client directory %s: %s; %s (clients known so far: %d)", self._path, e, hint, len(self)
-                )
+    def _take(self, source: str) -> bool:
+        if self._calls:
+            if self._callable is None:
+                self._callable = load_callable(source, names.ENV_CLIENTS)
+            found = _contents(_numbered(self._callable(), source))
+        else:
+            found = _parse(source)
+        if found == self._now and self.version:
+            return False
+        self._now = found
+        return True

@@ -2,16 +2,12 @@
 
 Every server instrumentation hands the incoming request (the carrier) to the global propagator before it starts the span,
 so a propagator sees credentials and addresses without a line in the application. What it finds travels in the context to
-the span processor. Nothing here verifies a credential, except that an API key found in the client directory is the
-client's: `audit.client.auth` says which kind named the client, followed by ` (unverified)` where that was taken on trust.
-The span's status code says what the application itself thought of it. No secret is ever put on a span.
+the span processor. No secret is ever put on a span, or kept: what was found is remembered under a digest.
 """
 
-import base64
-import binascii
 import hashlib
-import hmac
-import json
+import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -26,62 +22,56 @@ from opentelemetry.propagators.textmap import (
 )
 
 from otel_audit import names
+from otel_audit.capture._cache import Cache
 from otel_audit.capture.address import TrustedProxies
 from otel_audit.capture.call import CALL_KEY, Call
 from otel_audit.capture.carriers import Request, RequestReader
 from otel_audit.capture.clients import ClientDirectory
+from otel_audit.capture.credentials import NOBODY, Credential, Credentials, clean
+from otel_audit.capture.resolver import Caller, Resolver
+from otel_audit.capture.tokens import TokenVerifier
 
 __all__ = ["IdentityPropagator", "IdentityReader"]
 
-_FORWARDED_FOR: Final = "x-forwarded-for"
 _CREDENTIAL_CHARS_MAX: Final = 16_384
-_ID_CHARS_MAX: Final = 256
-_CACHE_MAX: Final = 2048
-_UNVERIFIED: Final = " (unverified)"
-_MALFORMED: Final = " (malformed)"
-_KEY_SCHEMES: Final = frozenset({"apikey", "api-key", "token", "key"})
-_CLIENT_CLAIMS: Final = ("azp", "client_id", "cid", "appid")
-"""Claims that name the client: OpenID Connect, RFC 9068, and what two large issuers use instead."""
+_CACHE_MAX: Final = 4096
 
 
-class Credential(NamedTuple):
-    """What a request's credentials say."""
+class _Known(NamedTuple):
+    """Credentials that were read, and what is said of them on the span."""
 
-    client_id: str | None = None
-    client_name: str | None = None
-    auth: str = "none"
-    user_id: str | None = None
+    credential: Credential
+    said: Mapping[str, str]
 
 
-# --- credentials --------------------------------------------------------------------------------------------------------
-def _clean(value: object) -> str | None:
-    """An id or name as bounded text that any exporter can encode; None if there is nothing in it."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return None
-    text = str(value)[:_ID_CHARS_MAX].strip()
-    return (text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()) or None
+def _known(credential: Credential) -> _Known:
+    said = (
+        (names.CLIENT_AUTH, credential.auth),
+        (names.CLIENT_ID, credential.client_id),
+        (names.CLIENT_NAME, credential.client_name),
+        (names.USER_ID[0], credential.user_id),
+        (names.CLIENT_CLAIMED, credential.claimed_id),
+    )
+    return _Known(credential, {name: value for name, value in said if value})
 
 
-def _jwt_claims(token: str) -> dict[str, Any] | None:
-    """The claims of a JWT in compact form (RFC 7519), not verified; None if it is not one."""
-    parts = token.split(".")
-    if len(parts) != 3:
-        return None
-    try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-    except (ValueError, RecursionError):
-        return None
-    return claims if isinstance(claims, dict) else None
+_NOBODY: Final = _known(NOBODY)
+_OVERSIZE: Final = _known(Credential(auth="oversize (malformed)"))
 
 
 class IdentityReader:
-    """Reads who is calling from requests; safe from any thread, never raises.
+    """Reads who is calling from requests; safe from any thread.
 
     Args:
         clients: the client directory.
         proxies: the trusted proxies.
+        tokens: verifies JWTs; None: nothing does.
         api_key_header: header that carries API keys, lower case.
+        client_header: header that names the client, lower case; None: there is none.
+        certificate_header: header in which trusted proxies pass on the client's certificate, lower case; None: nobody
+            said so.
         hash_key: secret of the keyed hash that stands for an unknown key.
+        load_resolver: gives the user's own resolver, if there is one; called once, when the application is imported.
     """
 
     def __init__(
@@ -89,114 +79,124 @@ class IdentityReader:
         clients: ClientDirectory,
         proxies: TrustedProxies,
         *,
+        tokens: TokenVerifier | None = None,
         api_key_header: str = "x-api-key",
+        client_header: str | None = None,
+        certificate_header: str | None = None,
         hash_key: bytes = b"",
+        load_resolver: Callable[[], Resolver | None] | None = None,
     ) -> None:
         self._clients = clients
         self._proxies = proxies
-        self._api_key_header = api_key_header
-        self._requests = RequestReader(("authorization", api_key_header, _FORWARDED_FOR))
-        self._hash_key = hash_key or b"otel-audit unknown key"
-        # Digest of the credentials -> what they say; bounded, and emptied when full or when the directory changes.
-        # Any thread may write; two threads that do so at once write the same.
-        self._cache: dict[bytes, Credential] = {}
-        self._cache_version = clients.version
+        self._tokens = TokenVerifier() if tokens is None else tokens
+        self._sources = tuple(source for source in (clients, self._tokens) if not source.empty)
+        self._credentials = Credentials(
+            clients,
+            self._tokens,
+            api_key_header=api_key_header,
+            client_header=client_header,
+            certificate_header=certificate_header,
+            hash_key=hash_key,
+        )
+        self._credential_headers = self._credentials.headers
+        self._credential_names = frozenset(self._credential_headers)
+        self._vouched_names = frozenset(self._credentials.vouched_headers)
+        self._requests = RequestReader((*self._credential_headers, *proxies.headers))
+        self._load_resolver = load_resolver
+        self._resolver: Resolver | None = None
+        self._preparing = threading.RLock()  # held by the one thread that prepares
+        self._prepared = False
+        # Digest of the credentials and of what they are judged by -> what they say.
+        self._cache: Cache[bytes, _Known] = Cache(_CACHE_MAX)
+
+    def prepare(self) -> None:
+        """Load what is the application's own: the resolver, a callable directory. The application must be imported."""
+        with self._preparing:
+            if self._prepared:
+                return
+            try:
+                self._clients.prepare()
+                self._resolver = self._load_resolver() if self._load_resolver is not None else None
+                if self._resolver is not None and self._resolver.headers:
+                    wanted = (*self._credential_headers, *self._proxies.headers, *self._resolver.headers)
+                    self._requests = RequestReader(wanted)
+            finally:
+                self._prepared = True
+
+    def after_fork(self) -> None:
+        """Forget threads of the parent process, which this process does not have."""
+        self._preparing = threading.RLock()
+        for source in self._sources:
+            source.after_fork()
 
     def attributes(self, carrier: object) -> dict[str, str] | None:
         """The attributes that name the caller; None when `carrier` is no request this reader knows."""
+        if not self._prepared:
+            self.prepare()
         request = self._requests.read(carrier)
         if request is None:
             return None
-        self._clients.refresh()
-        who = self.credential(request)
-        address = self._proxies.verdict(request.peer, request.headers.get(_FORWARDED_FOR))
-        said = (
-            (names.CLIENT_AUTH, who.auth),
-            (names.CLIENT_ID, who.client_id),
-            (names.CLIENT_NAME, who.client_name),
-            (names.USER_ID[0], who.user_id),
-            (names.CLIENT_IP, address.client_ip),
-            (names.CLIENT_IP_SOURCE, address.source),
-            (names.PEER_IP, address.peer_ip),
-        )
-        return {name: value for name, value in said if value}
+        for source in self._sources:
+            source.refresh()
+        address = self._proxies.attributes(request.peer, request.headers)
+        known = self._read(request)
+        said = known.said if self._resolver is None else self._resolved(self._resolver, request, known, address)
+        return {**said, **address}
 
     def credential(self, request: Request) -> Credential:
-        """What the credentials of `request` say; an API key names the client before any other."""
-        key, authorization = request.headers.get(self._api_key_header), request.headers.get("authorization")
-        if not key and not authorization:
-            return Credential()
-        if len(key or "") + len(authorization or "") > _CREDENTIAL_CHARS_MAX:
-            return Credential(auth="oversize" + _MALFORMED)
-        secret = f"{key or ''}\n{authorization or ''}".encode("utf-8", "surrogatepass")
-        digest = hashlib.sha256(secret).digest()
-        if self._cache_version != self._clients.version or len(self._cache) >= _CACHE_MAX:
-            self._cache_version = self._clients.version
-            self._cache = {}
+        """What the credentials of `request` say, without the resolver."""
+        return self._read(request).credential
+
+    def _read(self, request: Request) -> _Known:
+        headers, certificate = request.headers, request.certificate
+        if certificate is None and self._credential_names.isdisjoint(headers):
+            return _NOBODY
+        trusted = not self._vouched_names.isdisjoint(headers) and self._proxies.trusts_peer(request.peer)
+        parts = [headers.get(name, "") for name in self._credential_headers]
+        if certificate is not None:
+            parts.append(certificate)
+        secret = "\n".join(parts)
+        if len(secret) > _CREDENTIAL_CHARS_MAX:
+            return _OVERSIZE
+        # With the version before anything is read: what an older directory said is never found again.
+        context = b"\n%d %d" % (trusted, self._clients.version + self._tokens.version)
+        digest = hashlib.sha256(secret.encode("utf-8", "surrogatepass") + context).digest()
         found = self._cache.get(digest)
-        if found is None:
-            found = self._cache[digest] = self._read(key, authorization)
+        if found is None or (found.credential.until is not None and time.time() >= found.credential.until):
+            found = _known(self._credentials.read(headers, certificate, trusted=trusted))
+            self._cache.put(digest, found)
         return found
 
-    def _read(self, key: str | None, authorization: str | None) -> Credential:
-        named = self._from_authorization(authorization) if authorization else Credential()
-        if key:
-            by_key = self._from_key(key.strip(), "api_key")
-            return by_key._replace(user_id=named.user_id)
-        return named
+    def _resolved(
+        self, resolver: Resolver, request: Request, known: _Known, address: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        """What the resolver says, and for the rest what was found."""
+        who = known.credential
+        caller = Caller(
+            headers=request.headers,
+            certificate=request.certificate,
+            client_ip=address.get(names.CLIENT_IP),
+            peer_ip=address.get(names.PEER_IP),
+            client_id=who.client_id,
+            client_name=who.client_name,
+            client_auth=who.auth,
+            user_id=who.user_id,
+        )
+        answer = resolver.resolve(caller)
+        return known.said if answer is None else _known(self._merged(who, answer)).said
 
-    def _from_authorization(self, header: str) -> Credential:
-        scheme, _, value = header.strip().partition(" ")
-        scheme, value = scheme.lower(), value.strip()
-        if scheme == "bearer" and value:
-            return self._from_bearer(value)
-        if scheme == "basic":
-            return self._from_basic(value)
-        if scheme in _KEY_SCHEMES and value:
-            return self._from_key(value, "api_key")
-        return Credential(auth="other" + (_UNVERIFIED if value else _MALFORMED))
-
-    def _from_key(self, key: str, kind: str) -> Credential:
-        """The client whose key this is; else a name made of the key's hash, so that one unknown key can be followed."""
-        raw = key.encode("latin-1", "backslashreplace")
-        client = self._clients.by_key(raw)
-        if client is not None:
-            return Credential(_clean(client.id), _clean(client.name), kind)
-        mark = hmac.new(self._hash_key, raw, hashlib.sha256).hexdigest()[:16]
-        return Credential(f"key:{mark}", None, kind + _UNVERIFIED)
-
-    def _from_basic(self, value: str) -> Credential:
-        try:
-            raw = base64.b64decode(value, validate=True)
-        except (binascii.Error, ValueError):
-            return Credential(auth="basic" + _MALFORMED)
-        user, separator, _ = raw.partition(b":")
-        name = _clean(user.decode("utf-8", "backslashreplace"))
-        if not separator or not name:
-            return Credential(auth="basic" + _MALFORMED)
-        return self._named(name, "basic" + _UNVERIFIED)
-
-    def _from_bearer(self, token: str) -> Credential:
-        claims = _jwt_claims(token)
-        if claims is None:
-            looks_like_jwt = token.startswith("eyJ") and token.count(".") == 2
-            return Credential(auth="jwt" + _MALFORMED) if looks_like_jwt else self._from_key(token, "bearer")
-        client_id = next((c for c in map(_clean, map(claims.get, _CLIENT_CLAIMS)) if c), None)
-        subject = _clean(claims.get("sub"))
-        if subject is not None and client_id is not None and self._is_client(subject, client_id, claims):
-            subject = None
-        if client_id is None:
-            return Credential(auth="jwt" + _UNVERIFIED, user_id=subject)
-        return self._named(client_id, "jwt" + _UNVERIFIED)._replace(user_id=subject)
-
-    @staticmethod
-    def _is_client(subject: str, client_id: str, claims: Mapping[str, Any]) -> bool:
-        """Whether the token's subject is the client itself and no person (client credentials grant)."""
-        return subject in (client_id, f"{client_id}@clients") or claims.get("gty") == "client-credentials"
-
-    def _named(self, client_id: str, auth: str) -> Credential:
-        client = self._clients.by_id(client_id)
-        return Credential(client_id, _clean(client.name) if client else None, auth)
+    def _merged(self, who: Credential, answer: Mapping[str, Any]) -> Credential:
+        user_id = clean(answer["user"]) if "user" in answer else who.user_id
+        if "id" not in answer:
+            name = clean(answer["name"]) if "name" in answer else who.client_name
+            return who._replace(client_name=name, auth=clean(answer.get("auth")) or who.auth, user_id=user_id)
+        client_id = clean(answer["id"])
+        name = clean(answer.get("name"))
+        if name is None and client_id is not None:
+            known = self._clients.by_id(client_id)
+            name = clean(known.name) if known is not None else None
+        auth = clean(answer.get("auth")) or "resolver"
+        return who._replace(client_id=client_id, client_name=name, auth=auth, user_id=user_id)
 
 
 class IdentityPropagator(TextMapPropagator):

@@ -6,7 +6,7 @@ the remedy, and goes on with the default. Only a destination that cannot be unde
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import unquote, urlsplit
@@ -35,6 +35,7 @@ ENV_VARS: Final = (
     names.ENV_CLIENTS,
     names.ENV_API_KEY_HEADER,
     names.ENV_CLIENT_HEADER,
+    names.ENV_CLIENT_CERT_HEADER,
     names.ENV_HASH_KEY,
     names.ENV_JWKS,
     names.ENV_JWT_ISSUER,
@@ -42,6 +43,7 @@ ENV_VARS: Final = (
     names.ENV_RESOLVER,
     names.ENV_TRUSTED_PROXIES,
     names.ENV_TRUSTED_HOPS,
+    names.ENV_FORWARDING_HEADER,
     names.ENV_DIR,
 )
 """Every variable capture reads, beside OpenTelemetry's own; `docs/capture.md` describes each."""
@@ -98,12 +100,16 @@ class Settings:
         clients: the client directory: a file, or `module:callable`; None if there is none.
         api_key_header: name of the header that carries API keys, lower case.
         client_header: name of the header that names the client, lower case; None if there is none.
+        certificate_header: name of the header in which trusted proxies pass on the client's certificate, lower case; None:
+            nobody said so, and none is taken for verified.
         hash_key: secret of the keyed hash that stands for an unknown key; empty: a fixed, public one.
         jwks_path: file with the keys that JWTs are verified against; None: they are decoded only.
-        jwt_issuer, jwt_audience: what a verified JWT must say; None: not looked at.
+        jwt_issuer, jwt_audience: what a verified JWT must say, one of several separated by commas; None: not looked at.
         resolver: the user's own resolver, `module:callable`; None: the entry point, if there is one.
         trusted_proxies: CIDRs, addresses or `unix`, as given.
         trusted_hops: how many proxies in front append to the forwarding header; None: the list alone counts.
+        forwarding_header: name of the one forwarding header that the proxies write, lower case; None: all common ones are
+            looked at, and must agree.
         problems: complaints about settings that were ignored, for the log.
     """
 
@@ -118,6 +124,7 @@ class Settings:
     clients: str | None = None
     api_key_header: str = "x-api-key"
     client_header: str | None = None
+    certificate_header: str | None = None
     hash_key: bytes = b""
     jwks_path: str | None = None
     jwt_issuer: str | None = None
@@ -125,6 +132,7 @@ class Settings:
     resolver: str | None = None
     trusted_proxies: tuple[str, ...] = ()
     trusted_hops: int | None = None
+    forwarding_header: str | None = None
     problems: tuple[str, ...] = ()
 
 
@@ -261,14 +269,41 @@ def _text(env: Mapping[str, str], name: str) -> str | None:
     return env.get(name, "").strip() or None
 
 
+def _header(env: Mapping[str, str], name: str) -> str | None:
+    text = _text(env, name)
+    return text.lower() if text else None
+
+
+_NEEDS: Final = (
+    ("jwt_issuer", names.ENV_JWT_ISSUER, ("jwks_path",), f"JWTs are verified only with {names.ENV_JWKS}"),
+    ("jwt_audience", names.ENV_JWT_AUDIENCE, ("jwks_path",), f"JWTs are verified only with {names.ENV_JWKS}"),
+    ("certificate_header", names.ENV_CLIENT_CERT_HEADER, ("trusted_proxies",), f"set {names.ENV_TRUSTED_PROXIES}"),
+    (
+        "forwarding_header",
+        names.ENV_FORWARDING_HEADER,
+        ("trusted_proxies", "trusted_hops"),
+        f"set {names.ENV_TRUSTED_PROXIES}",
+    ),
+)
+"""A setting, its variable, what it does nothing without, and what to do."""
+
+
+def _idle(found: Settings) -> list[str]:
+    """A complaint for each setting that does nothing, because another one is missing."""
+    return [
+        f"{variable} has no effect; {remedy}"
+        for setting, variable, needed, remedy in _NEEDS
+        if getattr(found, setting) and not any(getattr(found, name) for name in needed)
+    ]
+
+
 def read(env: Mapping[str, str] | None = None) -> Settings:
     """The settings that the environment gives; raises `ConfigError` when the destination cannot be understood."""
     env = os.environ if env is None else env
     problems: list[str] = []
     exporters = {name.strip() for name in env.get("OTEL_TRACES_EXPORTER", "").split(",")}
     hops = _number(env, names.ENV_TRUSTED_HOPS, 0, 1, problems)
-    client_header = _text(env, names.ENV_CLIENT_HEADER)
-    return Settings(
+    found = Settings(
         destination=destination(env, local="audit" in exporters),
         mode=_mode(env, problems),
         spool_dir=_text(env, names.ENV_SPOOL_DIR),
@@ -278,8 +313,9 @@ def read(env: Mapping[str, str] | None = None) -> Settings:
         child_spans=env.get(names.ENV_CHILD_SPANS, "").strip().lower() not in ("off", "false", "0", "no"),
         rules_path=_text(env, names.ENV_RULES),
         clients=_text(env, names.ENV_CLIENTS),
-        api_key_header=env.get(names.ENV_API_KEY_HEADER, "").strip().lower() or "x-api-key",
-        client_header=client_header.lower() if client_header else None,
+        api_key_header=_header(env, names.ENV_API_KEY_HEADER) or "x-api-key",
+        client_header=_header(env, names.ENV_CLIENT_HEADER),
+        certificate_header=_header(env, names.ENV_CLIENT_CERT_HEADER),
         hash_key=env.get(names.ENV_HASH_KEY, "").encode("utf-8", "surrogateescape"),
         jwks_path=_text(env, names.ENV_JWKS),
         jwt_issuer=_text(env, names.ENV_JWT_ISSUER),
@@ -287,5 +323,6 @@ def read(env: Mapping[str, str] | None = None) -> Settings:
         resolver=_text(env, names.ENV_RESOLVER),
         trusted_proxies=tuple(p.strip() for p in env.get(names.ENV_TRUSTED_PROXIES, "").split(",") if p.strip()),
         trusted_hops=int(hops) or None,
-        problems=tuple(problems),
+        forwarding_header=_header(env, names.ENV_FORWARDING_HEADER),
     )
+    return replace(found, problems=(*problems, *_idle(found)))

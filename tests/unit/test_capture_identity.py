@@ -2,6 +2,7 @@
 
 import base64
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from otel_audit.capture.call import call_in
 from otel_audit.capture.carriers import CURRENT_SCOPE, PEER_KEY, Request
 from otel_audit.capture.clients import Client, ClientDirectory, _Contents
 from otel_audit.capture.identity import IdentityPropagator, IdentityReader
+from otel_audit.capture.tokens import Checked, TokenVerifier
 
 
 def part(value: object) -> str:
@@ -52,7 +54,7 @@ def request(authorization: str | None = None, api_key: str | None = None) -> Req
 def read(
     authorization: str | None = None, api_key: str | None = None
 ) -> tuple[str | None, str | None, str, str | None]:
-    return tuple(READER.credential(request(authorization, api_key)))  # type: ignore[return-value]
+    return READER.credential(request(authorization, api_key))[:4]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,24 @@ def test_memory_for_credentials_is_bounded() -> None:
     reader = IdentityReader(Directory({}), TrustedProxies())
     for i in range(10_000):
         reader.credential(request(None, f"key {i}"))
-    assert len(reader._cache) <= 2048
+    assert len(reader._cache) <= 4096
+
+
+def test_a_flood_of_forged_keys_pushes_out_nothing_that_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = IdentityReader(Directory({b"web-key": WEB}), TrustedProxies())
+    looked_up: list[bytes] = []
+    by_key = reader._clients.by_key
+
+    def counted(key: bytes) -> Client | None:
+        looked_up.append(key)
+        return by_key(key)
+
+    monkeypatch.setattr(reader._clients, "by_key", counted)
+    for i in range(10_000):
+        reader.credential(request(None, f"key {i}"))
+        if i % 100 == 0:
+            assert reader.credential(request(None, "web-key")).client_id == "web"
+    assert looked_up.count(b"web-key") == 1
 
 
 def test_a_changed_directory_counts_for_credentials_seen_before() -> None:
@@ -128,6 +147,244 @@ def test_a_changed_directory_counts_for_credentials_seen_before() -> None:
     directory.keys[b"web-key"] = WEB
     directory.version += 1
     assert reader.credential(by_key).client_id == "web"
+
+
+# --- JWTs that are verified ----------------------------------------------------------------------------------------------
+class Verifier(TokenVerifier):
+    """Gives the answers it is told to."""
+
+    def __init__(self, *answers: Checked | None) -> None:
+        super().__init__()
+        self.answers = list(answers)
+        self.checks = 0
+
+    def check(self, token: str) -> Checked | None:
+        self.checks += 1
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+def verifying(*answers: Checked | None, **options: Any) -> tuple[IdentityReader, Verifier]:
+    tokens = Verifier(*answers)
+    proxies = TrustedProxies(("10.0.0.0/8",))
+    return IdentityReader(Directory({b"web-key": WEB}), proxies, tokens=tokens, **options), tokens
+
+
+BEARER = f"Bearer {jwt(azp='web', sub='alice')}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "authorization", "expected"),
+    [
+        (Checked(None), BEARER, ("web", "Web front end", "jwt", "alice", None)),
+        (Checked(None), f"Bearer {jwt(sub='alice')}", (None, None, "jwt", "alice", None)),
+        (None, BEARER, ("web", "Web front end", "jwt (unverified)", "alice", None)),
+        # not a word of a token that was found wanting is believed
+        (Checked("expired"), BEARER, (None, None, "jwt (expired)", None, "web")),
+        (
+            Checked("wrong signature"),
+            f"Bearer {jwt(sub='alice')}",
+            (None, None, "jwt (wrong signature)", None, "alice"),
+        ),
+        (Checked("unknown key"), f"Bearer {jwt()}", (None, None, "jwt (unknown key)", None, None)),
+    ],
+)
+def test_a_refused_token_names_its_client_as_claimed_only(
+    answer: Checked | None, authorization: str, expected: tuple[str | None, ...]
+) -> None:
+    reader, _ = verifying(answer)
+    assert reader.credential(request(authorization))[:5] == expected
+    found = reader.attributes(scope((b"authorization", authorization.encode())))
+    assert found is not None
+    said = ("audit.client.id", "audit.client.name", "audit.client.auth", "user.id", "audit.client.claimed_id")
+    assert tuple(map(found.get, said)) == expected
+
+
+def test_a_key_names_the_client_and_a_refused_token_beside_it_no_person() -> None:
+    reader, _ = verifying(Checked("expired"))
+    found = reader.credential(request(f"Bearer {jwt(azp='admin', sub='root')}", "web-key"))
+    assert found[:5] == ("web", "Web front end", "api_key", None, "admin")
+
+
+def test_a_token_is_checked_once_until_it_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("otel_audit.capture.identity.time", SimpleNamespace(time=lambda: now[0]))
+    reader, tokens = verifying(Checked(None, 1060), Checked("expired"))
+    for _ in range(3):
+        assert reader.credential(request(BEARER)).auth == "jwt"
+    assert tokens.checks == 1
+    now[0] = 1060
+    for _ in range(3):
+        found = reader.credential(request(BEARER))
+        assert (found.auth, found.client_id, found.claimed_id) == ("jwt (expired)", None, "web")
+    assert tokens.checks == 2
+
+
+def test_a_token_beside_a_key_expires_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("otel_audit.capture.identity.time", SimpleNamespace(time=lambda: now[0]))
+    reader, _ = verifying(Checked(None, 1060), Checked("expired"))
+    assert reader.credential(request(BEARER, "web-key")).user_id == "alice"
+    now[0] = 1061
+    assert reader.credential(request(BEARER, "web-key")).user_id is None
+
+
+def test_changed_keys_count_for_tokens_seen_before() -> None:
+    reader, tokens = verifying(Checked("unknown key"), Checked(None))
+    assert reader.credential(request(BEARER)).auth == "jwt (unknown key)"
+    tokens.version += 1
+    assert reader.credential(request(BEARER)).auth == "jwt"
+
+
+# --- certificates, a header of the user's choice ---------------------------------------------------------------------------
+PROXY, STRANGER = "10.1.1.1", "203.0.113.9"
+XFCC = "x-forwarded-client-cert"
+OWN = 'By=spiffe://mesh/crm;Hash=468ed33be74eee65;Subject="CN=batch,O=Acme";URI=spiffe://mesh/jobs'
+
+
+def vouched(peer: str | None, headers: dict[str, str], **options: Any) -> tuple[str | None, ...]:
+    reader, _ = verifying(None, **options)
+    return reader.credential(Request(peer, headers))[:5]
+
+
+NONE = (None, None, "none", None, None)
+
+
+@pytest.mark.parametrize(
+    ("peer", "declared", "value", "expected"),
+    [
+        (PROXY, XFCC, OWN, ("spiffe://mesh/jobs", None, "mtls", None, None)),
+        # the proxy may know nothing of the header, and pass on what the caller wrote
+        (PROXY, None, OWN, ("spiffe://mesh/jobs", None, "mtls (unverified)", None, None)),
+        (STRANGER, XFCC, OWN, NONE),
+        (STRANGER, None, OWN, NONE),
+        (None, XFCC, OWN, NONE),
+        (PROXY, XFCC, 'Subject="CN=admin",' + OWN, ("spiffe://mesh/jobs", None, "mtls", None, None)),
+        (PROXY, XFCC, 'Subject="CN=admin,' + OWN, ("spiffe://mesh/jobs", None, "mtls", None, None)),
+        (PROXY, XFCC, 'Subject="CN=web,O=Acme"', ("web", "Web front end", "mtls", None, None)),
+        (PROXY, XFCC, 'URI=spiffe://x;Subject="CN=web"', ("web", "Web front end", "mtls", None, None)),
+        (PROXY, XFCC, "Hash=468ED33BE74EEE6556D90C", ("cert:468ed33be74eee65", None, "mtls", None, None)),
+        (PROXY, XFCC, "nonsense", (None, None, "mtls (malformed)", None, None)),
+        (PROXY, XFCC, " ", NONE),
+    ],
+)
+def test_envoys_certificate_header_counts_from_a_trusted_proxy(
+    peer: str | None, declared: str | None, value: str, expected: tuple[str | None, ...]
+) -> None:
+    assert vouched(peer, {XFCC: value}, certificate_header=declared) == expected
+
+
+@pytest.mark.parametrize(
+    ("peer", "verdict", "expected"),
+    [
+        (PROXY, None, ("batch", None, "mtls", None, None)),
+        (PROXY, "SUCCESS", ("batch", None, "mtls", None, None)),
+        (PROXY, "FAILED:self-signed certificate", (None, None, "mtls (invalid)", None, "batch")),
+        (PROXY, "NONE", (None, None, "mtls (invalid)", None, "batch")),
+        (PROXY, "FAILED:x,SUCCESS", (None, None, "mtls (invalid)", None, "batch")),
+        (STRANGER, "SUCCESS", NONE),
+    ],
+)
+@pytest.mark.parametrize(
+    ("header", "verdict_header"),
+    [("ssl-client-subject-dn", "ssl-client-verify"), ("x-ssl-client-s-dn", "x-ssl-client-verify")],
+)
+def test_nginxs_subject_header_counts_from_a_trusted_proxy(
+    peer: str, verdict: str | None, expected: tuple[str | None, ...], header: str, verdict_header: str
+) -> None:
+    headers = {header: "CN=batch,O=Acme"} | ({verdict_header: verdict} if verdict is not None else {})
+    assert vouched(peer, headers, certificate_header=header) == expected
+    assert vouched(peer, headers) == NONE, "nobody named it"
+    assert vouched(peer, {XFCC: OWN}, certificate_header=header) == NONE, "another one is named"
+
+
+@pytest.mark.parametrize(
+    ("peer", "value", "expected"),
+    [
+        (PROXY, "web", ("web", "Web front end", "header", None, None)),
+        (STRANGER, "web", ("web", "Web front end", "header (unverified)", None, None)),
+        (None, "web", ("web", "Web front end", "header (unverified)", None, None)),
+        (PROXY, "admin,web", (None, None, "header (malformed)", None, None)),
+        (PROXY, "x" * 1000, ("x" * 256, None, "header", None, None)),
+        (PROXY, "", NONE),
+    ],
+)
+def test_a_header_of_the_users_choice(peer: str | None, value: str, expected: tuple[str | None, ...]) -> None:
+    assert vouched(peer, {"x-client": value}, client_header="x-client") == expected
+    assert vouched(peer, {"x-client": value}) == NONE
+
+
+def test_what_a_proxy_said_is_not_remembered_for_a_stranger() -> None:
+    reader, _ = verifying(None, client_header="x-client", certificate_header=XFCC)
+    for peer, auth in ((PROXY, "mtls"), (STRANGER, "header (unverified)"), (PROXY, "mtls")):
+        assert reader.credential(Request(peer, {"x-client": "web", XFCC: OWN})).auth == auth
+
+
+@pytest.mark.parametrize(
+    ("certificate", "expected"),
+    [
+        ("web", ("web", "Web front end", "mtls", None, None)),
+        ("CN=batch,O=Acme", ("batch", None, "mtls", None, None)),
+        ("O=Acme", ("O=Acme", None, "mtls", None, None)),
+    ],
+)
+@pytest.mark.parametrize("peer", [STRANGER, None])
+def test_a_certificate_that_the_peer_proved_to_own(
+    certificate: str, expected: tuple[str | None, ...], peer: str | None
+) -> None:
+    reader, _ = verifying(None)
+    assert reader.credential(Request(peer, {}, certificate))[:5] == expected
+
+
+KEY, UNKNOWN_KEY = {"x-api-key": "web-key"}, {"x-api-key": "stolen"}
+TOKEN = {"authorization": f"Bearer {jwt(azp='app', sub='alice')}"}
+CERT, HEADER = {XFCC: OWN}, {"x-client": "tenant"}
+OK, BAD = Checked(None), Checked("expired")
+
+
+@pytest.mark.parametrize(
+    ("peer", "answer", "headers", "certificate", "expected"),
+    [
+        # verified ones, in their order
+        (PROXY, OK, KEY | TOKEN | CERT | HEADER, "peer", ("web", "api_key", "alice", None)),
+        (PROXY, OK, TOKEN | CERT | HEADER, "peer", ("app", "jwt", "alice", None)),
+        (PROXY, OK, CERT | HEADER, "peer", ("spiffe://mesh/jobs", "mtls", None, None)),
+        (PROXY, OK, HEADER, "peer", ("tenant", "header", None, None)),
+        # the certificate of a proxy names the proxy; with nothing else it is the caller
+        (PROXY, OK, {}, "peer", ("peer", "mtls", None, None)),
+        # a verified one before one that is not
+        (PROXY, OK, UNKNOWN_KEY | TOKEN, None, ("app", "jwt", "alice", None)),
+        (PROXY, None, UNKNOWN_KEY | TOKEN | CERT, None, ("spiffe://mesh/jobs", "mtls", "alice", None)),
+        (STRANGER, None, TOKEN | CERT | HEADER, "peer", ("peer", "mtls", "alice", None)),
+        (STRANGER, BAD, TOKEN | HEADER, "peer", ("peer", "mtls", None, "app")),
+        # one that was found wanting before one that was not looked at
+        (STRANGER, BAD, TOKEN | HEADER, None, (None, "jwt (expired)", None, "app")),
+        # among those, their order
+        (STRANGER, None, TOKEN | HEADER, None, ("app", "jwt (unverified)", "alice", None)),
+        (STRANGER, None, {"authorization": f"Bearer {jwt(sub='a')}"} | HEADER, None, ("tenant", "header (unverified)", "a", None)),
+        (STRANGER, None, {"authorization": "Digest x"} | HEADER, None, ("tenant", "header (unverified)", None, None)),
+        (STRANGER, None, {"authorization": "Basic !"} | HEADER, None, ("tenant", "header (unverified)", None, None)),
+        (STRANGER, None, {"authorization": "Digest x"}, None, (None, "other (unverified)", None, None)),
+    ],
+)  # fmt: skip
+def test_which_of_several_credentials_names_the_client(
+    peer: str,
+    answer: Checked | None,
+    headers: dict[str, str],
+    certificate: str | None,
+    expected: tuple[str | None, ...],
+) -> None:
+    reader, _ = verifying(answer, client_header="x-client", certificate_header=XFCC)
+    found = reader.credential(Request(peer, headers, certificate))
+    assert (found.client_id, found.auth, found.user_id, found.claimed_id) == expected
+
+
+def test_no_credential_of_any_kind_is_kept_between_requests() -> None:
+    reader, _ = verifying(None, client_header="x-client", certificate_header=XFCC)
+    token = jwt(azp="app", note="hunter2-in-a-claim")
+    headers = {"authorization": f"Bearer {token}", "x-api-key": "top-secret-key", XFCC: f'{OWN};Cert="top-secret-pem"'}
+    reader.credential(Request(PROXY, headers))
+    kept = repr(reader._cache)
+    assert not any(text in kept for text in (token, "hunter2", "top-secret-key", "top-secret-pem"))
 
 
 # --- carriers -----------------------------------------------------------------------------------------------------------

@@ -102,6 +102,36 @@ def test_another_bad_setting_is_a_complaint_and_the_default_counts(env: dict[str
     assert (found.spool_bytes, found.block_timeout_s, found.exit_timeout_s) == (256 * 1024 * 1024, 0.05, 5.0)
 
 
+def test_header_names_are_lower_case_and_blank_is_unset() -> None:
+    names = {
+        "OTEL_AUDIT_API_KEY_HEADER": "api_key_header",
+        "OTEL_AUDIT_CLIENT_HEADER": "client_header",
+        "OTEL_AUDIT_CLIENT_CERT_HEADER": "certificate_header",
+        "OTEL_AUDIT_FORWARDING_HEADER": "forwarding_header",
+    }
+    found = read({"OTEL_AUDIT_TRUSTED_PROXIES": "10.0.0.0/8", **{n: f" X-{i} " for i, n in enumerate(names)}})
+    assert [getattr(found, field) for field in names.values()] == ["x-0", "x-1", "x-2", "x-3"]
+    assert not found.problems
+    blank = read(dict.fromkeys(names, " "))
+    assert [getattr(blank, field) for field in names.values()] == ["x-api-key", None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("variable", "needed"),
+    [
+        ("OTEL_AUDIT_JWT_ISSUER", {"OTEL_AUDIT_JWKS": "keys.json"}),
+        ("OTEL_AUDIT_JWT_AUDIENCE", {"OTEL_AUDIT_JWKS": "keys.json"}),
+        ("OTEL_AUDIT_CLIENT_CERT_HEADER", {"OTEL_AUDIT_TRUSTED_PROXIES": "unix"}),
+        ("OTEL_AUDIT_FORWARDING_HEADER", {"OTEL_AUDIT_TRUSTED_PROXIES": "unix"}),
+        ("OTEL_AUDIT_FORWARDING_HEADER", {"OTEL_AUDIT_TRUSTED_HOPS": "1"}),
+    ],
+)
+def test_a_setting_that_does_nothing_without_another_is_a_complaint(variable: str, needed: dict[str, str]) -> None:
+    (problem,) = read({variable: "x"}).problems
+    assert problem.startswith(f"{variable} has no effect; ")
+    assert read({variable: "x", **needed}).problems == ()
+
+
 def test_every_variable_of_capture_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "capture.md").read_text()
     assert [name for name in settings.ENV_VARS if f"`{name}`" not in text] == []

@@ -9,7 +9,8 @@ from typing import Final
 
 __all__ = ["Glob", "RoutePattern"]
 
-_PLACEHOLDER: Final = re.compile(r"\{[^/{}]*\}|<[^/<>]*>")
+_PLACEHOLDER: Final = re.compile(r"\((?:\?P<[^<>]*>)?[^()]*\)|\{[^/{}]*\}|<[^/<>]*>")
+"""`{id}`, `<int:id>`, and the groups of routes that are regular expressions (Django's re_path, Tornado)."""
 _DEEP: Final = re.compile(r"\{[^/{}:]*:path\}|<path:[^/<>]*>")
 _SEGMENT: Final = "[^/]+?"
 
@@ -44,8 +45,8 @@ class Glob:
 
 
 def _plain(route: str) -> str:
-    """`route` with a leading slash, which Django's lack, and without the names of its placeholders."""
-    route = _PLACEHOLDER.sub("{}", route)
+    """`route` with a leading slash, which Django's lack, without anchors and the names of its placeholders."""
+    route = _PLACEHOLDER.sub("{}", route.removeprefix("^").removesuffix("$").removesuffix(r"\Z"))
     return route if route.startswith(("/", "*")) else "/" + route
 
 

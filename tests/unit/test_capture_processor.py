@@ -263,7 +263,7 @@ def http(route: str) -> dict[str, str]:
 
 
 def test_rules_name_and_redact(caught: Caught, tmp_path: Path) -> None:
-    tracer = with_rules(caught, tmp_path, operation_of=lambda _: "get_contact")
+    tracer = with_rules(caught, tmp_path, operation_of=lambda _request, _said: "get_contact")
     tracer.start_span("GET", within(Call(WHO, {})), SpanKind.SERVER, http("/contacts/{id}")).end()
     (record,) = caught.calls()
     said = record.attributes

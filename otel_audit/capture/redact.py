@@ -35,6 +35,7 @@ _ADDRESSES: Final = (
     *names.CLIENT_ADDRESS,
     *names.PEER_ADDRESS,
 )
+_ROUTE: Final = names.HTTP_ROUTE[0]
 _QUERY: Final = "url.query"
 _HOLD_THE_QUERY: Final = (*names.HTTP_TARGET, *names.HTTP_URL)
 _MESSAGE: Final = "exception.message"
@@ -62,7 +63,8 @@ class Redactor:
         self.empty = not self._redactions
         """Whether there is nothing to redact."""
         self._cuts_query = self._look(_QUERY) is not None
-        self._hides_path = any(self._look(name) is not None for name in _PATHS)
+        self._hides_route = self._look(_ROUTE) is not None
+        self._hides_path = self._hides_route or any(self._look(name) is not None for name in _PATHS)
 
     @classmethod
     def strict(cls, hash_key: bytes = b"") -> "Redactor":
@@ -140,15 +142,14 @@ class Redactor:
         shown = self.apply(dict(said))
         return event if len(shown) == len(said) and shown == said else Event(event.name, shown, event.timestamp)
 
-    @staticmethod
-    def _name_of(span: ReadableSpan) -> str:
+    def _name_of(self, span: ReadableSpan) -> str:
         """A span's name, in which some instrumentations put the path where there is no route."""
         said = attributes_of(span)
-        route = said.get(names.HTTP_ROUTE[0])
-        method = next((said[k] for k in names.HTTP_METHOD if k in said), None)
-        if method is None or "/" not in span.name or (route and span.name.endswith(route)):
-            return span.name
-        return str(method)
+        if not any(k in said for k in (*_PATHS, *names.HTTP_METHOD)):
+            return span.name  # no HTTP call
+        method = next((said[k] for k in names.HTTP_METHOD if k in said), "HTTP")  # a websocket has none
+        route = None if self._hides_route else said.get(_ROUTE)
+        return span.name if route and span.name in (route, f"{method} {route}") else str(method)
 
     def _look(self, key: str) -> Redaction | None:
         found = None if key.startswith(_KEPT) else self._first((key,)) or self._first(_ALSO_BY.get(key, ()))

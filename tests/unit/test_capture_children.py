@@ -79,7 +79,7 @@ def test_a_database_that_is_reached_by_http_counts_as_both(rig: Rig) -> None:
     with rig.call():
         outer = rig.start(DB)
         with trace.use_span(outer):
-            rig.child(HTTP, took_ns=5)
+            rig.child(HTTP, "urllib", took_ns=5)
         outer.end(1000 + 50)
     assert rig.sums() == (1, 50, 1, 5)
 

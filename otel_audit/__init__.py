@@ -7,7 +7,8 @@ the process. They are loaded when they are first used, so that importing this pa
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from otel_audit.capture.annotate import annotate, audited
+    from otel_audit.capture.annotate import annotate
+    from otel_audit.capture.jobs import audited
 
 __all__ = ["__version__", "annotate", "audited", "install"]
 
@@ -26,9 +27,12 @@ def install() -> bool:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("annotate", "audited"):
+    found: Any
+    if name == "annotate":
+        from otel_audit.capture.annotate import annotate as found
+    elif name == "audited":
+        from otel_audit.capture.jobs import audited as found
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from otel_audit.capture import annotate as module
-
-    found = globals()[name] = getattr(module, name)
+    globals()[name] = found
     return found

@@ -1,17 +1,26 @@
-"""A destination that answers as told, and spools for it."""
+"""A destination that answers as told, spools for it, and what a process without one records."""
 
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from otel_audit.capture.frames import Frame
+from opentelemetry import trace
+from opentelemetry.context import Context, set_value
+from opentelemetry.sdk.trace import TracerProvider
+
+from otel_audit.capture.call import CALL_KEY, Call
+from otel_audit.capture.frames import Frame, frames_in
 from otel_audit.capture.outbox import Outbox
+from otel_audit.capture.processor import AuditSpanProcessor, Calls
+from otel_audit.capture.recorder import Recorder
 from otel_audit.capture.settings import Destination, Settings
 from otel_audit.capture.shipper import Shipper
 from otel_audit.capture.spool import Spool
 from otel_audit.capture.transport import KEPT, Answer, Fate
-from otel_audit.capture.wire import EncodedSpan
+from otel_audit.capture.wire import EncodedSpan, request
+from otel_audit.names import ACTION
+from tests.capture_support import Span, spans_of
 
 DESTINATION = Destination("grpc", "audit:1")
 MIB = 1024 * 1024
@@ -85,3 +94,36 @@ def put(into: Shipper, *names: object, size: int = 0) -> None:
 
 def settings(folder: Path, **more: Any) -> Settings:
     return Settings(DESTINATION, spool_dir=str(folder), **more)
+
+
+class Caught(Recorder):
+    """A recorder whose records stay in the spool, to be looked at."""
+
+    def __init__(self, folder: Path, **more: Any) -> None:
+        super().__init__(settings(folder, **more), durable=True)
+        self.shipper.notify = lambda: None  # type: ignore[method-assign]
+        self.synced = 0
+
+    def sync(self) -> None:
+        self.synced += 1
+        super().sync()
+
+    def everything(self) -> list[Span]:
+        bodies = [file.read_bytes() for file in sorted(self.spool.folder.glob("*.spool"))]
+        return [span for body in bodies for one in frames_in(body) for span in spans_of(request([one.record]))]
+
+    def calls(self) -> list[Span]:
+        return [s for s in self.everything() if not str(s.attributes.get(ACTION)).startswith("otel_audit.")]
+
+    def about(self) -> list[Span]:
+        return [s for s in self.everything() if str(s.attributes.get(ACTION)).startswith("otel_audit.")]
+
+
+def tracer_of(calls: Calls | Caught, **more: Any) -> trace.Tracer:
+    provider = TracerProvider(shutdown_on_exit=False, **more)
+    provider.add_span_processor(AuditSpanProcessor(Calls(calls) if isinstance(calls, Caught) else calls))
+    return provider.get_tracer("test")
+
+
+def within(call: Call) -> Context:
+    return set_value(CALL_KEY, call, Context())

@@ -9,22 +9,28 @@ from typing import Final
 
 __all__ = ["Glob", "RoutePattern"]
 
-_PLACEHOLDER: Final = re.compile(r"\{[^/{}]*\}|<[^/<>]*>")
+_PLACEHOLDER: Final = re.compile(r"\((?:\?P<[^<>]*>)?[^()]*\)|\{[^/{}]*\}|<[^/<>]*>")
+"""`{id}`, `<int:id>`, and the groups of routes that are regular expressions (Django's re_path, Tornado)."""
 _DEEP: Final = re.compile(r"\{[^/{}:]*:path\}|<path:[^/<>]*>")
 _SEGMENT: Final = "[^/]+?"
 
 
 def _regex(pattern: str, placeholder: str | None) -> str:
     """`pattern` as a regular expression; `placeholder` is what `{}` in it becomes."""
-    parts = []
-    for part in re.sub(r"\*+", "*", pattern).split("*"):
-        pieces = [re.escape(piece).replace(r"\?", ".") for piece in part.split("{}")]
-        parts.append((placeholder if placeholder is not None else r"\{\}").join(pieces))
-    first, *others = parts
-    if not others:
-        return first
-    *middle, last = others
-    return first + "".join(f"(?>.*?{part})" for part in middle) + ".*" + last
+    *parts, last = re.sub(r"\*+", "*", pattern).split("*")
+    if not parts:
+        return _part(last, placeholder, at_end=True)
+    first, *middle = (_part(part, placeholder, at_end=False) for part in parts)
+    return first + "".join(f"(?>.*?{part})" for part in middle) + ".*" + _part(last, placeholder, at_end=True)
+
+
+def _part(part: str, placeholder: str | None, *, at_end: bool) -> str:
+    """What stands between two stars; a placeholder ends where what follows it first fits, unless that is the end."""
+    first, *others = (re.escape(piece).replace(r"\?", ".") for piece in part.split("{}"))
+    if placeholder is None:
+        return r"\{\}".join((first, *others))
+    last = f"{placeholder}{others.pop()}" if at_end and others else ""
+    return first + "".join(f"(?>{placeholder}{piece})" for piece in others) + last
 
 
 class Glob:
@@ -44,8 +50,8 @@ class Glob:
 
 
 def _plain(route: str) -> str:
-    """`route` with a leading slash, which Django's lack, and without the names of its placeholders."""
-    route = _PLACEHOLDER.sub("{}", route)
+    """`route` with a leading slash, which Django's lack, without anchors and the names of its placeholders."""
+    route = _PLACEHOLDER.sub("{}", route.removeprefix("^").removesuffix("$").removesuffix(r"\Z"))
     return route if route.startswith(("/", "*")) else "/" + route
 
 

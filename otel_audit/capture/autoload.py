@@ -6,6 +6,7 @@ propagator beside the existing ones; and what delivers waiting records when the 
 """
 
 import atexit
+import dataclasses
 import functools
 import logging
 import os
@@ -29,12 +30,12 @@ from otel_audit.capture.carriers import CURRENT_SCOPE, PEER_KEY
 from otel_audit.capture.clients import ClientDirectory
 from otel_audit.capture.identity import IdentityPropagator, IdentityReader
 from otel_audit.capture.metrics import observe
+from otel_audit.capture.operations import operation_of, watch_requests
+from otel_audit.capture.policy import read_policy
 from otel_audit.capture.processor import AuditSpanProcessor, Calls
 from otel_audit.capture.recorder import Recorder
-from otel_audit.capture.redact import Redactor
 from otel_audit.capture.resolver import Resolver
 from otel_audit.capture.responses import hold_asgi_responses
-from otel_audit.capture.rules import Rules
 from otel_audit.capture.sampler import AuditSampler
 from otel_audit.capture.settings import Destination
 from otel_audit.capture.tokens import TokenVerifier
@@ -97,15 +98,17 @@ class Capture:
     """
 
     def __init__(self, wanted: settings.Settings) -> None:
+        policy = read_policy(wanted)
+        wanted = dataclasses.replace(wanted, mode=policy.mode, problems=(*wanted.problems, *policy.problems))
         self.settings = wanted
-        rules = Rules.load(wanted.rules_path) if wanted.rules_path else Rules.none()
-        durable = wanted.mode != "async" or rules.has_modes
+        durable = wanted.mode != "async" or policy.rules.has_modes
         self.recorder = Recorder(wanted, durable=durable)
         self.calls = Calls(
             self.recorder,
             mode=wanted.mode,
-            rules=rules,
-            redactor=Redactor(rules.redactions, wanted.hash_key) if rules.redactions else None,
+            rules=policy.rules,
+            redactor=policy.redactor,
+            operation_of=operation_of,
         )
         self.clients = ClientDirectory(wanted.clients)
         proxies = TrustedProxies(wanted.trusted_proxies, hops=wanted.trusted_hops, header=wanted.forwarding_header)
@@ -138,6 +141,10 @@ class Capture:
             observe(self.recorder)
         except Exception as e:
             _log.warning("make metrics of otel-audit: %s; calls are audited all the same", e)
+        try:
+            watch_requests()
+        except Exception as e:
+            _log.warning("watch for the operations of calls: %s; some are recorded without audit.operation", e)
         try:
             hold_asgi_responses(self.calls)
         except Exception as e:

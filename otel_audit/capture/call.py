@@ -1,36 +1,46 @@
 """An API call while it is being served: what is known of it beyond its span.
 
 The propagator makes a `Call` for each incoming request and puts it into the OpenTelemetry context, where everything that
-happens within the call finds it: the span processor, the spans of database and outgoing calls, and `annotate`. Nothing
-has to be kept in a table by trace, so nothing can grow: a `Call` goes with its context.
+happens within the call finds it: the span processor, the spans of database and outgoing calls, and `annotate`. Where an
+instrumentation keeps that context from the handler (aiohttp), the span that is current there leads to it. Nothing has to
+be kept in a table by trace, so nothing can grow: a `Call` goes with its context and its span.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
+from opentelemetry import trace
 from opentelemetry.context import Context, create_key, get_value
 from opentelemetry.sdk.trace import Span
 
-__all__ = ["CALL_KEY", "Call", "call_in", "current_call"]
+__all__ = ["CALL_KEY", "SPAN_CALL", "Call", "call_in", "current_call"]
 
 CALL_KEY: Final = create_key("otel-audit-call")
 """Context key of the `Call`."""
+
+SPAN_CALL: Final = "_otel_audit_call"
+"""The attribute of a live span object (never of its record) that leads to its `Call`."""
 
 
 class Call:
     """One incoming request; made by the propagator, finished by the span processor.
 
-    Its fields may be written from any thread that serves the call. Each assignment is atomic; sums of durations may miss
-    an addition when two threads of one call add at the same moment.
+    Its fields may be written from any thread that serves the call: each assignment is atomic, and the sums are added to
+    under the lock of `ChildSpans`.
 
     Args:
         identity: the attributes that name the caller.
         carrier: the request as the framework hands it on (ASGI scope, WSGI environ, ...), for what is known only later.
     """
 
+    is_job = False
+    """Whether nobody made it over the network; see `annotate.Job`."""
+
     __slots__ = (
         "annotations",
+        "begun",
         "carrier",
+        "children",
         "db_calls",
         "db_ns",
         "held",
@@ -39,6 +49,7 @@ class Call:
         "identity",
         "mode",
         "recorded",
+        "request",
         "seq",
         "span",
         "sync_wanted",
@@ -48,7 +59,13 @@ class Call:
         self.identity = identity
         self.carrier = carrier
         self.span: Span | None = None
-        """The server span; None before it started."""
+        """The server span while it goes on."""
+        self.begun: Mapping[str, Any] = {}
+        """What the span said when it started, for a span that says too much to remember it."""
+        self.request: Any = None
+        """The framework's own request object, where its instrumentation hands on something less as the carrier."""
+        self.children: dict[int, int] = {}
+        """Open spans of database and outgoing calls: span id to the thread or task it began in."""
         self.annotations: dict[str, Any] | None = None
         """What the application said with `annotate`: attribute name to value; wins over everything else."""
         self.db_calls = 0
@@ -70,7 +87,9 @@ class Call:
 def call_in(context: Context | None) -> Call | None:
     """The call that `context` belongs to; of the current context when it is None."""
     found = get_value(CALL_KEY, context)
-    return found if isinstance(found, Call) else None
+    if not isinstance(found, Call):
+        found = getattr(trace.get_current_span(context), SPAN_CALL, None)
+    return found
 
 
 def current_call() -> Call | None:

@@ -14,7 +14,8 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind
 
 from otel_audit import names
-from otel_audit.capture.call import Call, call_in
+from otel_audit.capture.call import SPAN_CALL, Call, call_in
+from otel_audit.capture.children import ChildSpans
 from otel_audit.capture.recorder import Recorder
 from otel_audit.capture.redact import Redactor
 from otel_audit.capture.rules import Rules
@@ -27,8 +28,6 @@ __all__ = ["AuditSpanProcessor", "Calls", "is_audited"]
 _log = logging.getLogger("otel_audit.capture")
 
 _OPEN_MAX: Final = 100_000
-_DB: Final = frozenset({"db.system.name", "db.system"})
-_OUTGOING: Final = frozenset({"http.request.method", "http.method", "rpc.system", "rpc.system.name"})
 
 
 def is_audited(span: ReadableSpan) -> bool:
@@ -44,7 +43,7 @@ class Calls:
         mode: what is promised of a call unless a rule says otherwise.
         rules: names and modes by route.
         redactor: changes attributes before they are recorded.
-        operation_of: gives the name of the operation from a request.
+        operation_of: gives the name of the operation from a call's request and the span's attributes; must not raise.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Calls:
         mode: Mode = "async",
         rules: Rules | None = None,
         redactor: Redactor | None = None,
-        operation_of: Callable[[object], str | None] | None = None,
+        operation_of: Callable[[object, Mapping[str, Any]], str | None] | None = None,
     ) -> None:
         self.recorder = recorder
         self._mode: Mode = mode
@@ -69,7 +68,7 @@ class Calls:
         # Span id -> call, from a span's start to its end. A dictionary's own operations are atomic; bounded, so that spans
         # which never end cannot fill the memory: the oldest are forgotten, and are still recorded when they end.
         self._open: dict[int, Call] = {}
-        self._children: dict[int, Call] = {}
+        self.children = ChildSpans()
 
     @property
     def open_calls(self) -> int:
@@ -82,54 +81,65 @@ class Calls:
         call = call_in(context)
         kind = span.kind
         if kind is SpanKind.SERVER:
-            if call is None or call.span is not None:
-                call = Call({}, None) if call is None else Call(call.identity, call.carrier)
+            if call is None:
+                call = Call({})
+            elif call.span is not None or call.recorded:  # another call within this one, in the same process
+                call = Call(call.identity, call.carrier)
             self._start_call(span, call)
+        elif call is None:
+            return
         elif kind is SpanKind.CLIENT:
-            if call is not None and call.span is not None:
-                _remember(self._children, _id_of(span), call)
-        elif call is not None and names.ACTION in attributes_of(span):
-            span.set_attributes(call.identity)
+            if call.span is not None:
+                self.children.start(span, call)
+        elif names.ACTION in attributes_of(span):
+            if call.span is None and call.is_job and not call.recorded:
+                self._start_call(span, call)
+            else:
+                span.set_attributes(call.identity)
+        # What runs within this span finds the call also where the context was not handed on.
+        if kind is not SpanKind.SERVER and not call.recorded:
+            setattr(span, SPAN_CALL, call)
 
     def _start_call(self, span: Span, call: Call) -> None:
         call.span = span
+        call.begun = attributes_of(span)
         if call.identity:
             span.set_attributes(call.identity)
+        setattr(span, SPAN_CALL, call)
         _remember(self._open, _id_of(span), call)
-        mode: Mode | None = self._mode if self._modes is None else self._modes.mode_at_start(attributes_of(span))
+        mode: Mode | None = self._mode if self._modes is None else self._modes.mode_at_start(call.begun)
         if mode is None and self._mode == "fail-closed":
             mode = self._mode
         if mode == "fail-closed":
             call.mode = mode
             try:
-                call.seq = self.recorder.begin_call(span, self._redacted(attributes_of(span)))
+                shown = self._redacted({**call.begun, **call.identity})
+                call.seq = self.recorder.begin_call(self._redacted_span(span), shown)
             except CaptureError:
                 self._open.pop(_id_of(span), None)
-                call.recorded = True  # as refused, by the loss record
+                self._finish(call)  # as refused, by the loss record
                 raise
 
     # --- end -----------------------------------------------------------------------------------------------------------------
     def end(self, span: ReadableSpan) -> None:
         """A span has ended: record it when it is audited, add it up when it belongs to a call."""
         kind = span.kind
-        if kind is SpanKind.SERVER:
-            context = span.get_span_context()
-            call = (self._open.get(context.span_id) if context is not None else None) or Call({})
+        context = span.get_span_context()
+        span_id = 0 if context is None else context.span_id
+        if kind is SpanKind.SERVER or span_id in self._open:
+            call = self._open.get(span_id) or Call({})
             try:
                 if not call.recorded:
                     self.record(span, call)
             finally:
-                if context is not None:  # only now: whoever waits for it goes on to flush
-                    self._open.pop(context.span_id, None)
+                self._open.pop(span_id, None)  # only now: whoever waits for it goes on to flush
             return
         attributes = attributes_of(span)
         if kind is SpanKind.CLIENT:
-            context = span.get_span_context()
-            parent = self._children.pop(context.span_id, None) if context is not None else None
-            if parent is not None:
-                _add_up(parent, span, attributes)
+            self.children.end(span, attributes)
         if names.ACTION in attributes:
-            self.recorder.record(span, self._redacted(attributes), sync=self._mode != "async")
+            shown = self._redacted(attributes)
+            self.recorder.record(self._redacted_span(span), shown, sync=self._mode != "async")
 
     def record(self, span: ReadableSpan, call: Call) -> None:
         """Record a call, and sync it where its mode wants that and nobody else will."""
@@ -140,9 +150,18 @@ class Calls:
             if self._modes is not None:
                 mode = self._modes.mode_at_end(said, said.get(names.OPERATION)) or mode
         durable = mode != "async"
-        call.recorded = True
-        self.recorder.record(span, self._redacted(said), seq=call.seq, sync=durable and not call.held)
+        self._finish(call)
+        shown = self._redacted(said)
+        self.recorder.record(self._redacted_span(span), shown, seq=call.seq, sync=durable and not call.held)
         call.sync_wanted = durable and call.held
+
+    def _finish(self, call: Call) -> None:
+        """Nothing more is added to `call`; it and its span let go of each other."""
+        call.recorded = True
+        span, call.span = call.span, None
+        if span is not None:
+            vars(span).pop(SPAN_CALL, None)
+        self.children.forget(call)
 
     def hold(self, span: Span) -> Call | None:
         """The call of a server span whose response is held until its record is made."""
@@ -154,11 +173,15 @@ class Calls:
     def _said(self, span: ReadableSpan, call: Call) -> dict[str, Any]:
         """The attributes of a call's record: the span's, and what is known beside it."""
         said = dict(attributes_of(span))
-        if span.dropped_attributes and call.identity:  # the SDK keeps 128, and drops the oldest: the caller's name
-            said = {**call.identity, **said}
-        operation = self._operation(call)
-        if operation is not None:
-            said.setdefault(names.OPERATION, operation)
+        if span.dropped_attributes:  # the SDK keeps 128, and drops the oldest: the request, and the caller's name
+            said = {**call.begun, **call.identity, **said}
+        cut_at = _length_limit(call.span)
+        if cut_at is not None:  # the SDK's limit on values is not for the caller's name
+            said.update({k: v for k, v in call.identity.items() if len(v) > cut_at and said.get(k) == v[:cut_at]})
+        if self._operation_of is not None:
+            operation = self._operation_of(call.carrier if call.request is None else call.request, said)
+            if operation is not None:
+                said.setdefault(names.OPERATION, operation)
         if call.annotations:
             said.update(call.annotations)
         if call.db_calls:
@@ -166,15 +189,15 @@ class Calls:
         if call.http_calls:
             said[names.HTTP_CALLS], said[names.HTTP_DURATION_NS] = call.http_calls, call.http_ns
         if self._rules is not None and not self._rules.empty:
-            for name, value in self._rules.names_for(said, operation).items():
+            for name, value in self._rules.names_for(said, said.get(names.OPERATION)).items():
                 said.setdefault(name, value)
         return said
 
-    def _operation(self, call: Call) -> str | None:
-        return self._operation_of(call.carrier) if self._operation_of is not None and call.carrier is not None else None
-
     def _redacted(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
         return attributes if self._redactor is None else self._redactor.apply(attributes)
+
+    def _redacted_span(self, span: ReadableSpan) -> ReadableSpan:
+        return span if self._redactor is None else self._redactor.span(span)
 
 
 def _id_of(span: Span) -> int:
@@ -190,14 +213,9 @@ def _remember(calls: dict[int, Call], span_id: int, call: Call) -> None:
             return
 
 
-def _add_up(call: Call, span: ReadableSpan, attributes: Mapping[str, Any]) -> None:
-    duration_ns = max((span.end_time or 0) - (span.start_time or 0), 0)
-    if not _DB.isdisjoint(attributes):
-        call.db_calls += 1
-        call.db_ns += duration_ns
-    elif not _OUTGOING.isdisjoint(attributes):
-        call.http_calls += 1
-        call.http_ns += duration_ns
+def _length_limit(span: Span | None) -> int | None:
+    """The SDK's limit on the length of attribute values; None if there is none."""
+    return getattr(getattr(span, "_limits", None), "max_span_attribute_length", None)
 
 
 class AuditSpanProcessor(SpanProcessor):

@@ -7,10 +7,11 @@ route, and for one segment of a path.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast, get_args
 from urllib.parse import unquote, urlsplit
 
 from otel_audit import names
@@ -18,7 +19,7 @@ from otel_audit.capture._patterns import Glob, RoutePattern
 from otel_audit.capture.settings import MODES, Mode
 from otel_audit.errors import ConfigError
 
-__all__ = ["Redaction", "Rule", "Rules"]
+__all__ = ["Do", "Redaction", "Rule", "Rules"]
 
 _READ: Final = "read rules"
 _MORE: Final = "see docs/annotate.md"
@@ -31,8 +32,12 @@ _PARTS: Final = ("rule", "redact")
 _MATCHED: Final = ("method", "route", "rpc", "operation")
 _SET: Final = ("service", "action", "mode")
 _REDACT: Final = ("attribute", "do", "length")
-_DONE: Final = ("drop", "hash", "truncate")
+Do = Literal["drop", "hash", "truncate", "keep"]
 _LENGTH_MAX: Final = 65536
+_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY", "TRACE", "CONNECT", "_OTHER")
+"""Those that OpenTelemetry tells apart; it calls any other `_OTHER`."""
+_OPERATION: Final = "{operation}"
+_BRACES: Final = re.compile(r"\{[^{}]*\}|[{}]")
 
 
 class Redaction(NamedTuple):
@@ -40,13 +45,18 @@ class Redaction(NamedTuple):
 
     Args:
         attribute: which attributes.
-        do: `drop`, `hash` or `truncate`.
+        do: what is done with them; `keep` spares them from the redactions that follow.
         length: truncate: characters that are kept.
     """
 
     attribute: Glob
-    do: str
+    do: Do
     length: int
+
+    @classmethod
+    def of(cls, attribute: str, do: Do, length: int = 0) -> "Redaction":
+        """The redaction of the attributes that a glob names."""
+        return cls(Glob(attribute), do, length)
 
 
 class Rule(NamedTuple):
@@ -57,7 +67,7 @@ class Rule(NamedTuple):
         route: pattern of routes and paths.
         rpc: pattern of `package.Service/Method`.
         operation: pattern of operation ids and endpoint names.
-        service, action, mode: what is set.
+        service, action, mode: what is set; `{operation}` in an action stands for the call's operation.
     """
 
     methods: frozenset[str]
@@ -175,8 +185,8 @@ class Rules:
                 continue
             if rule.service is not None:
                 named.setdefault(names.SERVICE, rule.service)
-            if rule.action is not None:
-                named.setdefault(names.ACTION, rule.action)
+            if rule.action is not None and (operation or _OPERATION not in rule.action):
+                named.setdefault(names.ACTION, rule.action.replace(_OPERATION, operation or ""))
             mode = mode or rule.mode
         return _Decision(named, mode)
 
@@ -326,39 +336,72 @@ def _text(entry: Mapping[str, Any], key: str, where: str) -> str | None:
     return value.strip()
 
 
-def _choice(entry: Mapping[str, Any], key: str, choices: tuple[str, ...], where: str) -> str | None:
-    value = _text(entry, key, where)
-    if value is not None and value not in choices:
+def _checked(value: str, key: str, choices: tuple[str, ...], where: str) -> str:
+    if value not in choices:
         near = get_close_matches(value, choices, 1, 0.5)
         hint = f"did you mean {near[0]}?" if near else f"use {', '.join(choices)}"
-        raise ConfigError(_READ, where, f"no such {key}: {value!r}", hint)
+        raise ConfigError(_READ, where, f"no such {key}: {value[:60]!r}", hint)
     return value
+
+
+def _choice(entry: Mapping[str, Any], key: str, choices: tuple[str, ...], where: str) -> str | None:
+    value = _text(entry, key, where)
+    return None if value is None else _checked(value, key, choices, where)
 
 
 def _methods(entry: Mapping[str, Any], where: str) -> frozenset[str]:
     value = entry.get("method")
     if isinstance(value, list) and value and all(isinstance(m, str) for m in value):
-        return frozenset(m.strip().upper() for m in value)
-    text = _text(entry, "method", where)
-    return frozenset() if text is None or text == "*" else frozenset({text.upper()})
+        given = value
+    else:
+        text = _text(entry, "method", where)
+        given = [] if text is None or text == "*" else [text]
+    return frozenset(_checked(m.strip().upper(), "method", _METHODS, where) for m in given)
+
+
+def _route(entry: Mapping[str, Any], where: str) -> RoutePattern | None:
+    text = _text(entry, "route", where)
+    if text is not None and "://" in text:
+        raise ConfigError(_READ, where, "the route is a URL", "leave out scheme and host, such as /contacts/{id}")
+    return None if text is None else RoutePattern(text)
+
+
+def _rpc(entry: Mapping[str, Any], where: str) -> Glob | None:
+    text = _text(entry, "rpc", where)
+    if text is None:
+        return None
+    if "/" not in text.lstrip("/") and "*" not in text:
+        raise ConfigError(_READ, where, "the rpc names no method", f"write {text.strip('/')}/* for all of a service")
+    return Glob(text.lstrip("/"))
+
+
+def _action(entry: Mapping[str, Any], where: str) -> str | None:
+    text = _text(entry, "action", where)
+    unknown = [] if text is None else [part for part in _BRACES.findall(text) if part != _OPERATION]
+    if unknown:
+        raise ConfigError(
+            _READ, where, f"no such placeholder in an action: {unknown[0]}", f"there is {_OPERATION} only"
+        )
+    return text
 
 
 def _rule(entry: Mapping[str, Any], where: str) -> Rule:
     _known(entry, _MATCHED + _SET, where)
-    route, rpc, operation = (_text(entry, key, where) for key in ("route", "rpc", "operation"))
+    operation = _text(entry, "operation", where)
     found = _choice(entry, "mode", MODES, where)
     rule = Rule(
         methods=_methods(entry, where),
-        route=None if route is None else RoutePattern(route),
-        rpc=None if rpc is None else Glob(rpc.lstrip("/")),
+        route=_route(entry, where),
+        rpc=_rpc(entry, where),
         operation=None if operation is None else Glob(operation),
         service=_text(entry, "service", where),
-        action=_text(entry, "action", where),
+        action=_action(entry, where),
         mode=next((m for m in MODES if m == found), None),
     )
-    if route is not None and rpc is not None:
-        raise ConfigError(_READ, where, "has both a route and an rpc", "make two rules")
-    if not rule.methods and route is None and rpc is None and operation is None:
+    if rule.rpc is not None and (rule.route is not None or rule.methods):
+        what = "a route" if rule.route is not None else "a method"
+        raise ConfigError(_READ, where, f"has both {what} and an rpc", "make two rules")
+    if not (rule.methods or rule.route or rule.rpc or rule.operation):
         raise ConfigError(_READ, where, "matches nothing in particular", 'name a route, an rpc or an operation, or "*"')
     if rule.service is None and rule.action is None and rule.mode is None:
         raise ConfigError(_READ, where, "sets nothing", "set service, action or mode")
@@ -371,7 +414,7 @@ def _rule(entry: Mapping[str, Any], where: str) -> Rule:
 def _redaction(entry: Mapping[str, Any], where: str) -> Redaction:
     _known(entry, _REDACT, where)
     attribute = _text(entry, "attribute", where)
-    do = _choice(entry, "do", _DONE, where)
+    do = _choice(entry, "do", get_args(Do), where)
     length = entry.get("length", 0)
     if attribute is None or do is None:
         raise ConfigError(_READ, where, "needs attribute and do", 'for example attribute = "audit.note", do = "drop"')
@@ -379,6 +422,8 @@ def _redaction(entry: Mapping[str, Any], where: str) -> Redaction:
         raise ConfigError(
             _READ, where, f"length is not a number from 0 to {_LENGTH_MAX}", "give the characters to keep"
         )
+    if do != "truncate" and "length" in entry:
+        raise ConfigError(_READ, where, f"{do} takes no length", "leave it out, or did you mean truncate?")
     if do == "truncate" and "length" not in entry:
         raise ConfigError(_READ, where, "truncate needs a length", "give the characters to keep, such as length = 8")
-    return Redaction(Glob(attribute), do, length)
+    return Redaction.of(attribute, cast("Do", do), length)

@@ -7,12 +7,12 @@ audit: the default sampler obeys a caller who sends `traceparent: 00-...-...-00`
 
 from typing import Any
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_value
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind
 from opentelemetry.util.types import Attributes
 
-from otel_audit.capture.call import call_in
+from otel_audit.capture.call import CALL_KEY, call_in
 from otel_audit.names import ACTION
 
 __all__ = ["AuditSampler"]
@@ -45,12 +45,20 @@ class AuditSampler(Sampler):
         result = self.inner.should_sample(parent_context, trace_id, name, kind, attributes, *args, **kwargs)
         if result.decision is Decision.DROP and (
             kind is SpanKind.SERVER
-            or (kind is SpanKind.CLIENT and self._child_spans and call_in(parent_context) is not None)
             or (attributes and ACTION in attributes)
+            or (self._child_spans and self._belongs_to_a_call(kind, parent_context))
         ):
             # The inner result's attributes are empty on DROP; the span needs those it was started with.
             return SamplingResult(Decision.RECORD_ONLY, attributes, result.trace_state)
         return result
+
+    @staticmethod
+    def _belongs_to_a_call(kind: SpanKind | None, context: Context | None) -> bool:
+        """Whether a span is to be summed, or leads to the call where the context does not (a dropped span would not)."""
+        call = call_in(context)
+        if call is None or call.recorded:
+            return False
+        return kind is SpanKind.CLIENT or get_value(CALL_KEY, context) is None
 
     def get_description(self) -> str:
         """`AuditSampler` and what it wraps."""

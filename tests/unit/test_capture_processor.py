@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.context import Context, attach, detach, set_value
+from opentelemetry.context import Context, attach, detach
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import SpanKind
 
 from otel_audit.capture import processor as processor_module
-from otel_audit.capture.call import CALL_KEY, Call
+from otel_audit.capture.call import Call
 from otel_audit.capture.frames import frames_in
 from otel_audit.capture.processor import AuditSpanProcessor, Calls
-from otel_audit.capture.recorder import Recorder, Source
+from otel_audit.capture.recorder import Source
 from otel_audit.capture.redact import Redactor
 from otel_audit.capture.rules import Rules
 from otel_audit.capture.sampler import AuditSampler
@@ -25,8 +25,8 @@ from otel_audit.capture.spool import SpoolFullError
 from otel_audit.capture.wire import EncodedSpan, request
 from otel_audit.errors import CaptureError
 from otel_audit.names import ACTION
-from tests.capture_support import Span, spans_of
-from tests.spool_support import settings
+from tests.capture_support import spans_of
+from tests.spool_support import Caught, tracer_of, within
 
 WHO = {"audit.client.id": "web", "audit.client.auth": "api_key"}
 RULES = """
@@ -45,42 +45,9 @@ length = 4
 """
 
 
-class Caught(Recorder):
-    """A recorder whose records stay in the spool, to be looked at."""
-
-    def __init__(self, folder: Path, **more: Any) -> None:
-        super().__init__(settings(folder, **more), durable=True)
-        self.shipper.notify = lambda: None  # type: ignore[method-assign]
-        self.synced = 0
-
-    def sync(self) -> None:
-        self.synced += 1
-        super().sync()
-
-    def everything(self) -> list[Span]:
-        bodies = [file.read_bytes() for file in sorted(self.spool.folder.glob("*.spool"))]
-        return [span for body in bodies for one in frames_in(body) for span in spans_of(request([one.record]))]
-
-    def calls(self) -> list[Span]:
-        return [s for s in self.everything() if not str(s.attributes.get(ACTION)).startswith("otel_audit.")]
-
-    def about(self) -> list[Span]:
-        return [s for s in self.everything() if str(s.attributes.get(ACTION)).startswith("otel_audit.")]
-
-
 @pytest.fixture
 def caught(tmp_path: Path) -> Caught:
     return Caught(tmp_path)
-
-
-def tracer_of(calls: Calls | Caught, **more: Any) -> trace.Tracer:
-    provider = TracerProvider(shutdown_on_exit=False, **more)
-    provider.add_span_processor(AuditSpanProcessor(Calls(calls) if isinstance(calls, Caught) else calls))
-    return provider.get_tracer("test")
-
-
-def within(call: Call) -> Context:
-    return set_value(CALL_KEY, call, Context())
 
 
 def test_only_server_spans_and_spans_with_an_action_are_recorded(caught: Caught) -> None:
@@ -263,7 +230,7 @@ def http(route: str) -> dict[str, str]:
 
 
 def test_rules_name_and_redact(caught: Caught, tmp_path: Path) -> None:
-    tracer = with_rules(caught, tmp_path, operation_of=lambda _: "get_contact")
+    tracer = with_rules(caught, tmp_path, operation_of=lambda _request, _said: "get_contact")
     tracer.start_span("GET", within(Call(WHO, {})), SpanKind.SERVER, http("/contacts/{id}")).end()
     (record,) = caught.calls()
     said = record.attributes

@@ -1,11 +1,12 @@
 """One record in full, and summaries, for people."""
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from otel_audit import record
+from otel_audit import names, record
 from otel_audit._cli_tables import padded, shrunk
-from otel_audit._cli_text import duration_text, json_safe, rate_text, safe, share_text
+from otel_audit._cli_text import count_text, duration_text, json_safe, rate_text, safe, share_text
 from otel_audit._cli_time import Zone
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ _SECTIONS: Final = (
     ("Log", ("log", "seq", "recorded_at", "attributes")),
 )
 _TIMES: Final = ("time", "recorded_at")
+_WORK: Final = (
+    ("Database", names.DB_CALLS, names.DB_DURATION_NS),
+    ("Outgoing", names.HTTP_CALLS, names.HTTP_DURATION_NS),
+)
 
 
 def _value(name: str, value: Any, zone: Zone) -> str:
@@ -31,6 +36,20 @@ def _value(name: str, value: Any, zone: Zone) -> str:
     if name in _TIMES:
         return f"{_plain(name, value, zone)} ({zone.name})"
     return f"{duration_text(value)} ({value:,} ns)" if name == "duration_ns" else _plain(name, value, zone)
+
+
+def _work_of(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the call asked of databases and other services, and how long that took; only where it did."""
+    try:
+        said = json.loads(row["attributes"] or "{}")
+    except ValueError:
+        return []
+    found = []
+    for title, calls, duration_ns in _WORK:
+        count, ns = said.get(calls), said.get(duration_ns)
+        if isinstance(count, int) and isinstance(ns, int):
+            found.append((title, f"{count_text(count, 'call')}, {duration_text(ns)} ({ns:,} ns)"))
+    return found
 
 
 def record_lines(row: dict[str, Any], line: bytes, zone: Zone) -> list[str]:
@@ -59,6 +78,8 @@ def print_record(console: "Console", row: dict[str, Any], line: bytes, zone: Zon
         for name in columns:
             text = _value(name, row[name], zone)
             grid.add_row(Text("  " + _TITLES[name], "dim"), Text(text or "-", "" if text else "dim"))
+            for what, work in _work_of(row) if name == "duration_ns" else ():
+                grid.add_row(Text("  " + what, "dim"), Text(work))
     title = Text(f"Record {row['seq']:,} of {safe(row['log'])}")
     console.print(Panel(grid, title=title, title_align="left", border_style="dim"))
     console.print(Text(f"Canonical line, {record.CANONICAL_FORM}", "bold"))

@@ -20,6 +20,7 @@ from otel_audit.capture.spool import Spool
 from otel_audit.capture.transport import KEPT, Answer, Fate
 from otel_audit.capture.wire import EncodedSpan, request
 from otel_audit.names import ACTION
+from otel_audit.otlp import Decoder
 from tests.capture_support import Span, spans_of
 
 DESTINATION = Destination("grpc", "audit:1")
@@ -111,6 +112,13 @@ class Caught(Recorder):
     def everything(self) -> list[Span]:
         bodies = [file.read_bytes() for file in sorted(self.spool.folder.glob("*.spool"))]
         return [span for body in bodies for one in frames_in(body) for span in spans_of(request([one.record]))]
+
+    def decoded(self) -> list[dict[str, Any]]:
+        """The calls as the log will have them."""
+        bodies = [file.read_bytes() for file in sorted(self.spool.folder.glob("*.spool"))]
+        found = [Decoder().decode(request([one.record])).records for body in bodies for one in frames_in(body)]
+        rows: list[dict[str, Any]] = [row for batch in found for row in batch.to_pylist()]
+        return [row for row in rows if not row["action"].startswith("otel_audit.")]
 
     def calls(self) -> list[Span]:
         return [s for s in self.everything() if not str(s.attributes.get(ACTION)).startswith("otel_audit.")]

@@ -22,8 +22,8 @@ OPEN_MAX: Final = 1024
 """How many open child spans of one call are remembered; beyond, the oldest are forgotten, and not counted."""
 ALL_MAX: Final = 100_000
 """How many of all calls together."""
-_DB: Final = ("db.system.name", "db.system")
-_OUTGOING: Final = ("http.request.method", "http.method", "rpc.system", "rpc.system.name")
+_DB: Final = frozenset({"db.system.name", "db.system"})
+_OUTGOING: Final = frozenset({"http.request.method", "http.method", "rpc.system", "rpc.system.name"})
 
 
 class _Child(NamedTuple):
@@ -32,9 +32,9 @@ class _Child(NamedTuple):
 
 
 def _kind(attributes: Mapping[str, Any]) -> str:
-    if any(name in attributes for name in _DB):
+    if not _DB.isdisjoint(attributes):
         return "db"
-    return "http" if any(name in attributes for name in _OUTGOING) else ""
+    return "" if _OUTGOING.isdisjoint(attributes) else "http"
 
 
 def _lane() -> int:
@@ -105,9 +105,13 @@ class ChildSpans:
         if parent is not None and _kind(attributes_of(parent.span)) == kind:
             return True
         # Not so for outgoing calls: a stream may stay open while others are made.
-        return kind == "db" and any(
-            its_lane == lane and self._is_database_of_another_library(other, span)
-            for other, its_lane in call.children.items()
+        return (
+            kind == "db"
+            and bool(call.children)
+            and any(
+                its_lane == lane and self._is_database_of_another_library(other, span)
+                for other, its_lane in call.children.items()
+            )
         )
 
     def _is_database_of_another_library(self, other: int, span: ReadableSpan) -> bool:

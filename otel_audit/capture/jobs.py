@@ -175,7 +175,7 @@ class _Run:
         span = tracer.start_span(action, own, SpanKind.INTERNAL, attributes={names.ACTION: action, **said})
         if job.span is None:  # no span processor of ours has seen it start
             warn_once(
-                f"audit {action}: capture is not installed, so what runs outside of a call is NOT AUDITED; start with "
+                "audit what runs outside of a call: capture is not installed, so it is NOT AUDITED; start with "
                 "opentelemetry-instrument, or call otel_audit.install()"
             )
         self._span, self._job = span, job

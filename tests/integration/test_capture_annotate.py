@@ -1,12 +1,16 @@
 """What handlers of real frameworks say about their calls is on the records, sampled or not."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from otel_audit.capture.rules import Rules
 from tests.capture_support import APPS, Sink, Span, environment, grpc_sink
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def run(app: str, sink: Sink, folder: Path, *arguments: str, **env: str) -> list[str]:
@@ -115,3 +119,66 @@ def test_who_and_what_survive_the_sdks_limits_on_attributes(
         assert len(said["audit.client.id"]) == len("key:") + 16
         assert said["audit.client.auth"] == "api_key (unverified)"
         assert (said["http.method"], said["http.status_code"]) == ("GET", 200)
+
+
+# --- a broken rules file, and the examples of the documentation -------------------------------------------------------------
+@pytest.mark.parametrize("text", ['[[redact]]\natribute = "x"\ndo = "drop"', None])
+def test_a_broken_rules_file_leaves_calls_audited_and_hides_what_it_may_have_meant(
+    text: str | None, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    if text is not None:
+        rules.write_text(text)
+    found = recorded("annotated.py", tmp_path, 2, "flask", OTEL_AUDIT_RULES=str(rules))
+    for span in found:
+        said = span.attributes
+        assert said["http.route"] == "/things/<int:thing_id>"
+        assert (said["audit.action"], said["audit.operation"]) == ("approve", "things.read_thing")
+        assert said["audit.target.id"].startswith("hmac:")
+        assert not {"audit.note", "audit.reason", "http.target", "net.peer.ip"} & said.keys()
+
+
+def test_a_good_rules_file_names_and_hides(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(
+        '[[rule]]\nroute = "/things/{id}"\nservice = "things-service"\naction = "never, the handler said"\n'
+        '[[redact]]\nattribute = "audit.note"\ndo = "drop"\n[[redact]]\nattribute = "audit.reason"\ndo = "hash"\n'
+    )
+    for span in recorded("annotated.py", tmp_path, 2, "flask", OTEL_AUDIT_RULES=str(rules), OTEL_AUDIT_HASH_KEY="k"):
+        said = span.attributes
+        assert (said["audit.service"], said["audit.action"]) == ("things-service", "approve")
+        assert "audit.note" not in said
+        assert said["audit.reason"].startswith("hmac:")
+
+
+DOCUMENTED = re.findall(r"```(\w+)\n# (\S+)\n(.*?)```", (DOCS / "annotate.md").read_text(), re.DOTALL)
+
+
+def test_the_examples_of_the_documentation_do_what_it_says(tmp_path: Path) -> None:
+    for _, name, text in DOCUMENTED:
+        (tmp_path / name).write_text(text)
+    merged, refused, read, merge, sync, purge = recorded(
+        "documented.py", tmp_path, 6, "crm", "jobs", OTEL_AUDIT_RULES="rules.toml", OTEL_AUDIT_HASH_KEY="k"
+    )
+    said = merged.attributes
+    assert (said["audit.action"], said["audit.target.id"], said["audit.reason"]) == ("merge", "7", "ticket 5")
+    assert said["audit.merged"].startswith("hmac:")
+    assert refused.attributes["audit.outcome"] == "denied"
+    assert (read.attributes["audit.service"], read.attributes["audit.action"]) == ("contacts", "look-up")
+    assert read.attributes["audit.operation"] == "getContact"
+    assert merge.attributes.items() >= {"audit.action": "merge", "audit.target.id": "7"}.items()
+    assert sync.attributes.items() >= {"audit.action": "nightly_sync", "audit.contacts": 3}.items()
+    assert (purge.attributes["audit.target.id"], purge.events) == ("trash", ["exception"])
+
+
+@pytest.mark.parametrize("name", ["rules.toml", "rules.yaml"])
+def test_the_rules_of_the_documentation_are_understood(name: str, tmp_path: Path) -> None:
+    (text,) = (text for _, its_name, text in DOCUMENTED if its_name == name)
+    (tmp_path / name).write_text(text)
+    assert not Rules.load(tmp_path / name).empty
+
+
+def test_every_framework_is_documented() -> None:
+    text = (DOCS / "annotate.md").read_text()
+    for framework in ("FastAPI", "Starlette", "Flask", "Django", "aiohttp", "Tornado", "Falcon", "Pyramid", "gRPC"):
+        assert re.search(rf"^\|.*{framework}.*\|", text, re.MULTILINE), framework

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, assert_type, get_type_hints
 
 import pytest
 from opentelemetry import trace
@@ -289,6 +289,7 @@ def test_outside_of_calls_each_run_is_a_record_of_its_own(caught: Caught, run: C
 def test_the_function_keeps_its_kind_its_name_and_its_signature() -> None:
     assert (plain.__name__, plain.__doc__) == ("plain", "A docstring.")
     assert str(inspect.signature(plain)) == "(value: int) -> int"
+    assert get_type_hints(plain) == {"value": int, "return": int}, "FastAPI looks at these"
     assert inspect.iscoroutinefunction(coroutine)
     assert inspect.isgeneratorfunction(generator)
     assert inspect.isasyncgenfunction(async_generator)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,19 @@ class Rig:
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
     return Rig(tmp_path)
+
+
+def test_the_sums_are_on_the_record_as_the_log_has_it(rig: Rig) -> None:
+    with rig.call():
+        rig.child(DB)
+        rig.child(HTTP)
+    (row,) = rig.caught.decoded()
+    assert json.loads(row["attributes"]) == {
+        "audit.db.calls": 1,
+        "audit.db.duration_ns": 10,
+        "audit.http.calls": 1,
+        "audit.http.duration_ns": 10,
+    }
 
 
 @pytest.mark.parametrize("attributes", [DB, HTTP])

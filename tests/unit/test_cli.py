@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
+from rich.console import Console
 
 from otel_audit import __version__, record
+from otel_audit._cli_panels import print_record
 from otel_audit._cli_tables import RecordTable, padded, tsv_header, tsv_lines
 from otel_audit._cli_text import bytes_text, duration_ns, duration_text, json_safe, rate_text, safe, share_text
 from otel_audit._cli_time import Zone, parse_when, zone_named
@@ -279,6 +281,28 @@ def test_show_prints_all_columns_the_line_and_its_hash(log: Path, capfd: pytest.
     assert fields["trace_id"] == "0" * 31 + "5"
     assert fields["time"] == "2026-11-23T12:00:00.005000+00:00"
     assert ran(capfd, "show", "5", "--json")[1].encode() == line + b"\n"
+
+
+def test_show_tells_on_a_terminal_what_a_call_asked_of_others(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {
+        "audit.db.calls": 4,
+        "audit.db.duration_ns": 12_300_000,
+        "audit.http.calls": 1,
+        "audit.http.duration_ns": 5_000,
+    }
+    for attributes, shown in (
+        (
+            json.dumps(said),
+            ["Database     4 calls, 12.3 ms (12,300,000 ns)", "Outgoing     1 call, 0.005 ms (5,000 ns)"],
+        ),
+        (json.dumps({"audit.db.calls": "4"}), []),
+        ("", []),
+        (None, []),
+    ):
+        one = dict.fromkeys(c.name for c in record.COLUMNS) | row(5, attributes=attributes)
+        print_record(Console(width=100), one, b"{}", UTC_ZONE)
+        words = [" ".join(line.strip("│ ").split()) for line in capsys.readouterr().out.splitlines()]
+        assert [w for w in words if w.startswith(("Database", "Outgoing"))] == [" ".join(s.split()) for s in shown]
 
 
 @pytest.mark.parametrize("form", ["00-{}-{}-01", "{}/{}", "{}{}"])

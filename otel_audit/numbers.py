@@ -28,6 +28,7 @@ __all__ = ["NumberNotes", "Numbers", "Range", "Seen", "Why", "ranges_of", "read_
 
 _MAGIC: Final = b"OANUMB1\n"
 _FILE_BYTES: Final = 64 << 20
+_FEW: Final = 24
 
 Range = tuple[int, int]
 """First and last of a run of numbers, both included."""
@@ -122,6 +123,8 @@ def ranges_of(batch: pa.RecordBatch) -> list[Seen]:
     Numbers below 1, and those without a source, say nothing.
     """
     seqs = batch.column("source_seq")
+    if len(seqs) <= _FEW:
+        return _ranges_of_few(batch.column("source_id").to_pylist(), seqs.to_pylist())
     if seqs.null_count == len(seqs):
         return []
     ids = batch.column("source_id").dictionary_encode()
@@ -136,11 +139,31 @@ def ranges_of(batch: pa.RecordBatch) -> list[Seen]:
     if len(names) == 1:
         found = [(0, numbers)]
     else:
+        if len(names) < 1 << 15:
+            places = places.astype(np.int16)  # sorted by radix
         order = np.argsort(places, kind="stable")
         places, numbers = places[order], numbers[order]
         starts = np.flatnonzero(np.diff(places, prepend=-1))
         found = list(zip(places[starts].tolist(), np.split(numbers, starts[1:]), strict=True))
     return [Seen(names[place], runs) for place, own in found if (runs := _runs(own))]
+
+
+def _ranges_of_few(ids: list[str | None], seqs: list[int | None]) -> list[Seen]:
+    """The same without Arrow and NumPy, which take longer to begin than a few records do."""
+    found: dict[str, list[int]] = {}
+    for name, seq in zip(ids, seqs, strict=True):
+        if name is not None and seq is not None and seq > 0:
+            found.setdefault(name, []).append(seq)
+    seen = []
+    for name, numbers in found.items():
+        runs: list[Range] = []
+        for number in sorted(numbers):
+            if runs and number <= runs[-1][1] + 1:
+                runs[-1] = (runs[-1][0], number)
+            else:
+                runs.append((number, number))
+        seen.append(Seen(name, tuple(runs)))
+    return seen
 
 
 def _runs(numbers: npt.NDArray[np.int64]) -> tuple[Range, ...]:

@@ -20,7 +20,6 @@ from tests.capture_support import METHOD, Service, environment, free_port, servi
 from tests.support import calls_of
 
 Treatment = Literal["pass", "drop", "hold", "double"]
-STATES = {"clean", "no end", "running"}
 
 
 # --- the log --------------------------------------------------------------------------------------------------------------
@@ -106,7 +105,7 @@ def proxy(to: str, port: int = 0) -> Iterator[Proxy]:
             context.abort(grpc.StatusCode.UNAVAILABLE, str(e))
         return b""
 
-    handler = grpc.unary_unary_rpc_method_handler(export)
+    handler: Any = grpc.unary_unary_rpc_method_handler(export)
     server = grpc.server(ThreadPoolExecutor(2))
     service_name, name = METHOD[1:].split("/")
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, {name: handler}),))

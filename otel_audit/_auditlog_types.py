@@ -26,6 +26,7 @@ class LogSettings:
         keep_replaced_s: how long segments that were merged stay on disk for readers of older snapshots.
         disk_reserve_bytes: appends are refused while the disk has less left than this, so that sealing still can go on;
             None: 64 MiB, or a twentieth of a smaller disk.
+        late_s: how long a record that a source's numbers show to be missing may still be on its way.
     """
 
     name: str = "audit"
@@ -37,13 +38,14 @@ class LogSettings:
     compact_least: int = 8
     keep_replaced_s: float = 3600.0
     disk_reserve_bytes: int | None = None
+    late_s: float = 300.0
 
     def __post_init__(self) -> None:
         if not _NAME.match(self.name):
             raise ConfigError(
                 "open log", repr(self.name), "not a log name", "use letters, digits, dot, dash, underscore"
             )
-        for name in ("segment_rows", "segment_age_s", "queue_records", "dedupe_window_s", "dedupe_ids_max"):
+        for name in ("segment_rows", "segment_age_s", "queue_records", "dedupe_window_s", "dedupe_ids_max", "late_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError("open log", name, "must be above zero")
 

@@ -107,6 +107,8 @@ class Table:
         self._columns: list[_Column | None] = spans.columns
         self._dropped: dict[int, tuple[str, str]] = {}  # by row: reason and detail
         self._excluded: set[int] = set()  # rows
+        self.unrecorded: pa.RecordBatch | None = None
+        """Source and number of rows that are no records after all; known after `records`."""
 
     @property
     def excluded(self) -> int:
@@ -380,4 +382,7 @@ class Table:
             return records
         keep = np.ones(self._rows, np.bool_)
         keep[list(gone)] = False
+        numbers = records.select(["source_id", "source_seq"]).filter(pa.array(~keep))
+        if numbers.column(1).null_count < len(gone):
+            self.unrecorded = numbers
         return records.filter(pa.array(keep))

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from otel_audit import record
 from otel_audit.errors import RecordError, UsageError
+from otel_audit.names import ACTION_OWN_PREFIX
 
 __all__ = ["IP6_MACRO", "TEXT_FILTERS", "Clause", "Filters"]
 
@@ -88,6 +89,7 @@ class Filters:
         ip: client addresses or networks (CIDR), IPv4 or IPv6.
         trace: trace ids, 32 hex digits.
         min_duration_ns: calls that took at least this long.
+        calls: only calls, without the records that sources make about themselves (`otel_audit.start` and so on).
 
     Raises:
         UsageError: a filter that cannot be meant, saying what to write instead.
@@ -106,6 +108,7 @@ class Filters:
     ip: tuple[str, ...] = ()
     trace: tuple[str, ...] = ()
     min_duration_ns: int | None = None
+    calls: bool = False
     _networks: tuple[Network, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
@@ -131,9 +134,10 @@ class Filters:
 
     @property
     def active(self) -> tuple[str, ...]:
-        """Names of the filters that are set."""
+        """Names of the filters that are set, but for `calls`."""
         unset: tuple[object, ...] = ((), None)
-        return tuple(f.name for f in fields(self) if f.name[0] != "_" and getattr(self, f.name) not in unset)
+        names = (f.name for f in fields(self) if f.name[0] != "_" and f.name != "calls")
+        return tuple(name for name in names if getattr(self, name) not in unset)
 
     def clause(self) -> Clause:
         """The filters as one SQL condition on the columns of the record."""
@@ -145,6 +149,8 @@ class Filters:
         if self.min_duration_ns is not None:
             clauses.append(Clause("duration_ns >= ?", (self.min_duration_ns,)))
         clauses += [_text_clause(col, getattr(self, name)) for name, col in TEXT_FILTERS.items() if getattr(self, name)]
+        if self.calls or "" in self.client:
+            clauses.append(Clause("NOT starts_with(action, ?)", (ACTION_OWN_PREFIX,)))
         if self.trace:
             clauses.append(_one_of("trace_id", tuple(bytes.fromhex(t) for t in self.trace)))
         if self._networks:

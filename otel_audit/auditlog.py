@@ -42,11 +42,13 @@ from otel_audit.errors import (
 )
 from otel_audit.journal import Journal, JournalTail, fsync_path, journals, write_durably
 from otel_audit.lake import Lake, Segment
+from otel_audit.numbers import NumberNotes, Seen, ranges_of
 from otel_audit.otlp import Decoded
 from otel_audit.quarantine import Quarantine
 from otel_audit.reader import log_name
 from otel_audit.record import schema
 from otel_audit.sealer import Sealer
+from otel_audit.tracker import TRACKED_COLUMNS, Tracker
 
 __all__ = ["AuditLog", "LogSettings", "LogStats", "Receipt", "SealResult"]
 
@@ -111,6 +113,9 @@ class AuditLog:
         self._next_seq = sealed_seq + 1
         self._head = lake.journal_head(self.name) or b""
         self._quarantine = Quarantine(directory, self.name)
+        self._notes = NumberNotes(directory, self.name)
+        self.tracker = Tracker(settings.late_s)
+        """The sources of its records; knows those of the dedupe window at least."""
         self._stored = StoredKeys(directory, self.name)
         self._memory = Memory(int(settings.dedupe_window_s * 1e6), settings.dedupe_ids_max, self._stored)
         self._reserve_bytes = _reserve(directory, settings)
@@ -189,6 +194,7 @@ class AuditLog:
         for batch in tail.batches:
             recorded_us = batch.column("recorded_at").cast(pa.int64())[-1].as_py()
             self._memory.add(keys_of(batch), self._next_seq, recorded_us)
+            self.tracker.take(batch)
             self._next_seq += batch.num_rows
             self._recorded_us = max(self._recorded_us, recorded_us)
         self._head = tail.scan.digest
@@ -204,8 +210,9 @@ class AuditLog:
             recent.append(segment)
         for segment in reversed(recent):
             seq = segment.first_seq
-            for batch in lake.read(segment, KEY_COLUMNS):
+            for batch in lake.read(segment, (*KEY_COLUMNS, *TRACKED_COLUMNS)):
                 self._memory.add(keys_of(batch), seq, segment.recorded_max_us)
+                self.tracker.take(batch)
                 seq += batch.num_rows
 
     def close(self) -> None:
@@ -220,6 +227,7 @@ class AuditLog:
         if self._journal is not None:
             self._journal.close()
         self._quarantine.close()
+        self._notes.close()
         os.close(self._lock_fd)
 
     def __enter__(self) -> Self:
@@ -345,15 +353,28 @@ class AuditLog:
         batches = [w.decoded.records for w in group]
         joined = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
         keys = keys_of(joined)
-        duplicates = self._memory.duplicates(keys)
+        duplicates, doubled = self._memory.duplicates(keys), None
         if duplicates is None:
             duplicates = np.zeros(len(keys), np.bool_)
         else:
+            doubled = joined.filter(pa.array(duplicates))
             joined, keys = joined.filter(pa.array(~duplicates)), keys[~duplicates]
         first_seq = self._next_seq
         if joined.num_rows:
             self._append(joined, keys, now_us)
+            self.tracker.take(joined)
+        self._note_numbers(group, doubled, now_us)
         return self._receipts(batches, duplicates, quarantined, first_seq)
+
+    def _note_numbers(self, group: list[_Waiting], doubled: pa.RecordBatch | None, now_us: int) -> None:
+        """Keep durably which numbers came that no record carries, so that nobody takes them for lost."""
+        seen = self.tracker.unknown(doubled) if doubled is not None else []
+        for waiting in group:
+            if waiting.decoded.unrecorded is not None:
+                seen += [Seen(s.source, s.ranges, "unrecorded") for s in ranges_of(waiting.decoded.unrecorded)]
+        if seen:
+            self._notes.append(seen, now_us)
+            self.tracker.add(seen)
 
     def _append(self, batch: pa.RecordBatch, keys: Keys, now_us: int) -> None:
         """Number, write and sync; from the sync on the records are in the log, whatever comes after."""

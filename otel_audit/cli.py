@@ -1,4 +1,4 @@
-"""The command line: `otel-audit serve`, `find`, `show`, `tail`, `stats`, `seal`, `quarantine`, `export`, `demo`.
+"""The command line: `otel-audit serve`, `find`, `show`, `tail`, `stats`, `gaps`, `seal`, `quarantine`, `export`, `demo`.
 
 Standard output is data, standard error is messages. Modules that take long to import are imported by the command that
 needs them, so that `--help` and completion are quick.
@@ -19,6 +19,7 @@ from otel_audit import __version__
 from otel_audit._cli_common import dir_option, json_option, say, write_out
 from otel_audit._cli_export import export
 from otel_audit._cli_find import find, show, tail
+from otel_audit._cli_gaps import gaps
 from otel_audit._cli_stats import quarantine, stats
 from otel_audit._cli_text import count_text, safe
 from otel_audit.errors import AuditError
@@ -27,7 +28,9 @@ __all__ = ["main", "run"]
 
 _PROGRAM: Final = "otel-audit"
 _INTERRUPTED: Final = 130
-_EPILOG: Final = "Exit codes: 0 good, 1 failure, 2 usage, 5 not found, 130 interrupted. More: docs/cli.md"
+_EPILOG: Final = (
+    "Exit codes: 0 good, 1 failure, 2 usage, 3 records are missing, 5 not found, 130 interrupted. More: docs/cli.md"
+)
 
 
 class _Commands(click.Group):
@@ -137,7 +140,7 @@ def completion(shell: str) -> None:
     write_out(found(main, {}, _PROGRAM, "_OTEL_AUDIT_COMPLETE").source())
 
 
-for _command in (demo, serve, find, show, tail, stats, export, seal, quarantine, completion):
+for _command in (demo, serve, find, show, tail, stats, gaps, export, seal, quarantine, completion):
     main.add_command(_command)
 
 

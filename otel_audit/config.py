@@ -130,6 +130,7 @@ _SETTINGS: Final = (
     _Setting("log.dedupe_ids_max", "log.dedupe_ids_max", _integer),
     _Setting("log.queue_records", "log.queue_records", _integer),
     _Setting("log.disk_reserve_mib", "log.disk_reserve_bytes", _mebibytes),
+    _Setting("log.late_after", "log.late_s", _duration),
     _Setting("exclude_routes", "decode.exclude_routes", _texts),
 )
 _BY_KEY: Final = {s.key: s for s in _SETTINGS}

@@ -56,12 +56,15 @@ class Decoded:
         quarantine: what could not be a record, or not wholly.
         spans: spans in the request; a part of it whose spans cannot be counted is one.
         skipped: spans that are no audit records: not SERVER and without `audit.action`, or excluded.
+        unrecorded: source and number (columns `source_id`, `source_seq`) of numbered spans that did not become records;
+            None where there are none.
     """
 
     records: pa.RecordBatch
     quarantine: tuple[Quarantined, ...]
     spans: int
     skipped: int
+    unrecorded: pa.RecordBatch | None = None
 
 
 _RESOURCES_MAX = 1024
@@ -118,6 +121,7 @@ class Decoder:
             quarantine=(*request.quarantine, *resources, *spans.quarantine),
             spans=len(request.spans) + len(request.quarantine),
             skipped=spans.skipped + table.excluded,
+            unrecorded=table.unrecorded,
         )
 
     def _memories(self) -> tuple[Memo, Calls]:

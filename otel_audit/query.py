@@ -143,6 +143,11 @@ class Query:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def scan(self) -> Scan:
+        """The snapshot's records as SQL sources, for modules with questions of their own."""
+        return self._scan
+
     def close(self) -> None:
         """Give back what the query holds."""
         self._scan.close()
@@ -208,7 +213,7 @@ class Query:
         """How many records match."""
         chosen = filters or Filters()
         source = self._scan.overlapping(chosen.since_us, chosen.until_us)
-        if not chosen.active or not source:
+        if (not chosen.active and not chosen.calls) or not source:
             return sum(s.rows for s in source.segments) + (self.snapshot.unsealed.num_rows if source.unsealed else 0)
         inner = source.select("1", chosen.clause())
         return int(self._scan.rows(Clause(f"SELECT count(*) FROM {inner.sql}", inner.params), source)[0][0])  # noqa: S608

@@ -15,10 +15,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, Self
 
+from otel_audit._server_watch import Watch
 from otel_audit.auditlog import AuditLog
 from otel_audit.config import ServerSettings
 from otel_audit.otlp import Decoder
 from otel_audit.receiver import Receiver, ReceiverStats
+from otel_audit.tracker import TrackerStats
 
 __all__ = ["Addresses", "Server", "serve"]
 
@@ -65,12 +67,14 @@ class Server:
         except BaseException:
             self.log.close()
             raise
+        self._watch = Watch(self.log)
         directory = str(Path(settings.directory).resolve())
         self.addresses = Addresses(self._receiver.grpc_address, self._receiver.http_address, directory)
 
     def start(self) -> Addresses:
         """Take requests from now on; gives where."""
         self._receiver.start()
+        self._watch.start()
         return self.addresses
 
     def stop(self, grace_s: float = _GRACE_S) -> None:
@@ -79,10 +83,15 @@ class Server:
             self._receiver.stop(grace_s)
         finally:
             self.log.close()
+            self._watch.stop()
 
     def stats(self) -> ReceiverStats:
         """Counters of the receiver since start."""
         return self._receiver.stats()
+
+    def source_stats(self) -> TrackerStats:
+        """What is known of the sources whose records it takes."""
+        return self.log.tracker.stats()
 
     def __enter__(self) -> Self:
         try:
@@ -114,11 +123,11 @@ def serve(settings: ServerSettings, *, ready: Callable[[Addresses], None] | None
             ready(server.addresses)
         stopping.wait()
         _log.info("stopping; a second signal stops at once")
-    _log.info("stopped: %s", " ".join(_pairs(server.stats())))
+    _log.info("stopped: %s", " ".join([*_pairs(server.stats()), *_pairs(server.source_stats())]))
     return 0
 
 
-def _pairs(stats: ReceiverStats) -> Iterator[str]:
+def _pairs(stats: ReceiverStats | TrackerStats) -> Iterator[str]:
     """`key=value` of each counter, those of a table as `key.name=value`."""
     for field in fields(stats):
         value = getattr(stats, field.name)

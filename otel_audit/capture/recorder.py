@@ -234,6 +234,7 @@ class Recorder:
     def begin(self, resource: Resource) -> None:
         """Make the source's first record, once."""
         said = {
+            names.OUTCOME: "success",
             "audit.capture.version": __version__,
             "audit.capture.mode": self._wanted.mode,
             "audit.capture.sdk": sdk_version,
@@ -254,7 +255,7 @@ class Recorder:
             return
         self._stopped = True
         self._report_losses(beyond=True)
-        if self._event(names.ACTION_STOP, {}, beyond=True):
+        if self._event(names.ACTION_STOP, {names.OUTCOME: "success"}, beyond=True):
             self.shipper.notify()
 
     def goes_on(self) -> None:
@@ -274,6 +275,7 @@ class Recorder:
 
 def _said_of(losses: _Losses) -> dict[str, Any]:
     return {
+        names.OUTCOME: "error",
         names.LOSS_COUNT: losses.count,
         names.LOSS_FIRST_SEQ: losses.first,
         names.LOSS_LAST_SEQ: losses.last,

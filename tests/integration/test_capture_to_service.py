@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from otel_audit import config
+from otel_audit.numbers import read_notes
+from otel_audit.query import Query
+from otel_audit.reader import LogReader
 from otel_audit.server import Server
+from otel_audit.sources import survey
 from tests.capture_support import environment, service, wait_until
 from tests.support import calls_of
 
@@ -54,7 +58,11 @@ def test_the_users_own_exporter_to_the_same_service_doubles_nothing(tmp_path: Pa
             wait_until(lambda: server.stats().duplicates >= 20)
             s.stop()
         found = calls_of(folder)
-    assert sorted(r["source_seq"] for r in found) == list(range(2, 22)), "ours arrive first, with their numbers"
+        with Query(LogReader.open(folder).snapshot()) as query:
+            (source,) = survey(query, read_notes(folder))
+    assert sorted(r["target"] for r in found) == sorted(f"/things/{n}" for n in range(20))
+    theirs = sum(r["source_seq"] is None for r in found)
+    assert (source.missing_count, source.copies, source.records) == (0, theirs, 22 - theirs), "whoever was first"
 
 
 def test_calls_made_while_the_service_is_down_are_recorded_when_it_is_back(tmp_path: Path) -> None:

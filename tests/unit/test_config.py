@@ -36,6 +36,7 @@ log:
   dedupe_ids_max: 20000000
   queue_records: 5000
   disk_reserve_mib: 500
+  late_after: 2m
 exclude_routes: [/healthz, /internal/*]
 """
 
@@ -84,6 +85,7 @@ def test_every_key_of_a_file_arrives(tmp_path: Path) -> None:
     assert (settings.log.segment_age_s, settings.log.dedupe_window_s) == (300, 3600)
     log = settings.log
     assert (log.dedupe_ids_max, log.queue_records, log.disk_reserve_bytes) == (20_000_000, 5_000, 500 << 20)
+    assert log.late_s == 120
     assert settings.decode.exclude_routes == ("/healthz", "/internal/*")
 
 

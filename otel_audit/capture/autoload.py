@@ -17,12 +17,13 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
-from opentelemetry import trace
-from opentelemetry.propagate import get_global_textmap, set_global_textmap
+from opentelemetry import propagate, trace
 from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
+from otel_audit import names
 from otel_audit.capture import settings
 from otel_audit.capture.address import TrustedProxies
 from otel_audit.capture.carriers import CURRENT_SCOPE, PEER_KEY
@@ -60,12 +61,16 @@ def install() -> bool:
     """
     global _installed  # noqa: PLW0603 - one capture a process
     try:
+        checked = _report()
         if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
             _log.warning("install otel-audit: OTEL_SDK_DISABLED is true, so no call of this process is audited")
             return False
         with _installing:
             if _installed is None:
-                capture = Capture(settings.read())
+                wanted = settings.read()
+                capture = Capture(wanted if checked is None else checked.harmless(wanted))
+                if checked is not None:
+                    checked.watch(capture)
                 capture.install()
                 _installed = capture
     except Exception as e:
@@ -75,6 +80,17 @@ def install() -> bool:
             exc_info=_log.isEnabledFor(logging.DEBUG),
         )
     return _installed is not None
+
+
+@functools.cache
+def _report() -> Any:
+    """What tells `otel-audit check` about this process, where that command runs it; else None."""
+    folder = os.environ.get(names.ENV_CHECK)
+    if not folder:
+        return None
+    from otel_audit.capture.report import Report
+
+    return Report(folder)
 
 
 def ships_to(destination: Destination) -> bool:
@@ -124,7 +140,8 @@ class Capture:
         if isinstance(provider, TracerProvider):
             self.attach(provider)
         propagator = IdentityPropagator(self.reader, self._on_request)
-        set_global_textmap(CompositePropagator([get_global_textmap(), propagator]))
+        propagate.set_global_textmap(CompositePropagator([propagate.get_global_textmap(), propagator]))
+        _stay_a_propagator(propagator)
         try:
             observe(self.recorder)
         except Exception as e:
@@ -242,6 +259,24 @@ class Capture:
         self.calls.after_fork()
         self.clients.after_fork()
         self._ended = False
+
+
+def _stay_a_propagator(own: TextMapPropagator) -> None:
+    """Stay beside whatever propagator the application, or a library such as logfire, sets later.
+
+    Who has imported `set_global_textmap` by name before now still replaces ours: `otel-audit check` tells.
+    """
+    original = propagate.set_global_textmap
+
+    @functools.wraps(original)
+    def set_global_textmap(http_text_format: TextMapPropagator) -> None:
+        original(http_text_format)
+        try:
+            original(CompositePropagator([http_text_format, own]))
+        except Exception as e:
+            _log.warning("stay a propagator beside %r: %s; callers are not named", http_text_format, e)
+
+    propagate.set_global_textmap = set_global_textmap
 
 
 def _watch_uvicorn(on_request: Callable[[], None], on_startup: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `otel-audit serve`, `find`, `show`, `tail`, `stats`, `seal`, `quarantine`, `export`, `demo`.
+"""The command line: `otel-audit check`, `serve`, `find`, `show`, `tail`, `stats`, `seal`, `quarantine`, `export`, `demo`.
 
 Standard output is data, standard error is messages. Modules that take long to import are imported by the command that
 needs them, so that `--help` and completion are quick.
@@ -123,6 +123,19 @@ def seal(directory: str, as_json: bool) -> None:
         say(f"nothing to seal; all up to number {done.sealed_seq} are sealed")
 
 
+@click.command(
+    short_help="What of a service would be audited, and what is in the way.",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def check(arguments: tuple[str, ...]) -> int:
+    """Run a service's command, and tell what of it would be audited and what stands in the way."""
+    from otel_audit import check as checking
+
+    return checking.main(arguments)
+
+
 @click.command(short_help="Print the completion script of a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
@@ -137,7 +150,7 @@ def completion(shell: str) -> None:
     write_out(found(main, {}, _PROGRAM, "_OTEL_AUDIT_COMPLETE").source())
 
 
-for _command in (demo, serve, find, show, tail, stats, export, seal, quarantine, completion):
+for _command in (demo, check, serve, find, show, tail, stats, export, seal, quarantine, completion):
     main.add_command(_command)
 
 

@@ -1,18 +1,20 @@
-"""The applications of a process and their routes, for `report`: found among its live objects, by their classes' names.
+"""The applications of a process and their routes, for `report`: seen when they are made.
 
 Nothing is imported: a framework that the process has not imported has no application in it. Everything here looks at
 other people's objects, so each look may fail; what cannot be seen is left out.
 """
 
 import contextlib
+import functools
 import gc
 import itertools
 import re
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
-__all__ = ["FRAMEWORKS", "UNKNOWN", "App", "Framework", "Route", "find_apps", "find_middleware", "sample_path"]
+__all__ = ["FRAMEWORKS", "UNKNOWN", "App", "Framework", "Route", "Seen", "sample_path"]
 
 _ROUTES_MAX: Final = 500
 _DEPTH_MAX: Final = 8
@@ -275,37 +277,94 @@ FRAMEWORKS: Final = {
         (_OTEL + "grpc:GrpcAioInstrumentorServer",),
     ),
 }
-"""By name; of an application's classes the nearest counts, so FastAPI's is not Starlette's."""
+"""By name."""
 
 UNKNOWN: Final = ("sanic", "litestar", "quart", "bottle", "cherrypy", "blacksheep", "robyn", "web2py")
 """Frameworks that have no instrumentation of OpenTelemetry's own, by module."""
 
+_MIDDLEWARE: Final = {_OTEL + "asgi": "asgi", _OTEL + "wsgi": "wsgi"}
+_NOT_BY_HAND: Final = ("opentelemetry.", "starlette.", "fastapi.")
+
+
+class Seen:
+    """The applications that this process makes, from now on; and those that are there already.
+
+    Nothing but their constructors tells: walking the objects of the garbage collector while other threads run can break
+    those (CPython refuses to finish a tuple that somebody else has got hold of).
+    """
+
+    def __init__(self) -> None:
+        self._apps: list[tuple[str, Callable[[], Any]]] = []  # added to by whoever makes an application
+        self.middleware: list[str] = []
+        """Which of OpenTelemetry's own middlewares (`asgi`, `wsgi`) the application has put around something by hand."""
+        earlier = any(path.rpartition(".")[0] in sys.modules for f in FRAMEWORKS.values() for path in f.classes)
+        for name, framework in FRAMEWORKS.items():
+            for path in framework.classes:
+                self._watch(path, functools.partial(self._add, name))
+        for module, kind in _MIDDLEWARE.items():
+            self._watch(f"{module}.OpenTelemetryMiddleware", functools.partial(self._add_middleware, kind))
+        if earlier:  # `install()` came late; this is the thread that called it
+            self._look_back()
+
+    def apps(self) -> list[App]:
+        """The applications that are alive, but for those that are mounted in others: their routes are listed there."""
+        alive = [(name, app) for name, ref in self._apps if (app := ref()) is not None]
+        unique = list({id(app): (name, app) for name, app in alive}.values())
+        mounted = _mounted(unique)
+        return [_app(name, app) for name, app in unique if id(app) not in mounted]
+
+    def _watch(self, path: str, made: Callable[[Any], None]) -> None:
+        import wrapt
+
+        module_name, _, class_name = path.rpartition(".")
+
+        def watch(module: Any) -> None:
+            kind = getattr(module, class_name, None)
+            if kind is None:
+                return
+            original = kind.__init__
+
+            @functools.wraps(original)
+            def init(self: Any, *args: Any, **kwargs: Any) -> None:
+                original(self, *args, **kwargs)
+                with contextlib.suppress(Exception):
+                    made(self)
+
+            with contextlib.suppress(TypeError):  # a class written in C
+                kind.__init__ = init
+
+        wrapt.register_post_import_hook(watch, module_name)
+
+    def _add(self, name: str, app: Any) -> None:
+        if _framework_of(type(app)) != name:
+            return  # FastAPI's constructor calls Starlette's
+        try:
+            self._apps.append((name, weakref.ref(app)))
+        except TypeError:
+            self._apps.append((name, lambda: app))
+
+    def _add_middleware(self, kind: str, _: Any) -> None:
+        frame = sys._getframe(3)  # noqa: SLF001 - who calls the constructor: partial, `init` and this are in between
+        while frame.f_back is not None and frame.f_globals.get("__name__") == __name__:
+            frame = frame.f_back
+        if kind not in self.middleware and not str(frame.f_globals.get("__name__")).startswith(_NOT_BY_HAND):
+            self.middleware.append(kind)
+
+    def _look_back(self) -> None:
+        for candidate in gc.get_objects():
+            with contextlib.suppress(Exception):
+                name = _framework_of(type(candidate))
+                if name is not None:
+                    self._add(name, candidate)
+
+
 _BY_CLASS: Final = {path: name for name, framework in FRAMEWORKS.items() for path in framework.classes}
 
 
-def _framework_of(kind: type, known: dict[type, str | None]) -> str | None:
-    if kind not in known:
-        paths = (f"{c.__module__}.{c.__qualname__}" for c in kind.__mro__)
-        known[kind] = next((_BY_CLASS[path] for path in paths if path in _BY_CLASS), None)
-    return known[kind]
-
-
-def find_apps(known: dict[type, str | None]) -> list[App]:
-    """The applications that are alive in this process.
-
-    Args:
-        known: what was found out about classes; keep it from call to call.
-    """
-    found = []
-    for candidate in gc.get_objects():
-        try:
-            framework = _framework_of(type(candidate), known)
-        except Exception:  # noqa: S112 - a class that cannot be asked
-            continue
-        if framework is not None:
-            found.append((framework, candidate))
-    mounted = _mounted(found)
-    return [_app(framework, app) for framework, app in found if id(app) not in mounted]
+def _framework_of(kind: type) -> str | None:
+    """The nearest of its classes counts, so FastAPI's is not Starlette's."""
+    paths = (f"{c.__module__}.{c.__qualname__}" for c in kind.__mro__)
+    return next((_BY_CLASS[path] for path in paths if path in _BY_CLASS), None)
 
 
 def _mounted(found: list[tuple[str, Any]]) -> set[int]:
@@ -329,17 +388,6 @@ def _app(name: str, app: Any) -> App:
         instrumented = None
     title = next((t for t in (getattr(app, a, None) for a in ("import_name", "title")) if isinstance(t, str)), "")
     return App(name, title, instrumented, tuple(dict.fromkeys(routes)))
-
-
-def find_middleware() -> list[str]:
-    """Which of OpenTelemetry's own middlewares (`asgi`, `wsgi`) wrap something here; put there by hand, maybe."""
-    found = set()
-    for kind in ("asgi", "wsgi"):
-        module = sys.modules.get(_OTEL + kind)
-        middleware = getattr(module, "OpenTelemetryMiddleware", None)
-        if middleware is not None and any(type(o) is middleware for o in gc.get_objects()):
-            found.add(kind)
-    return sorted(found)
 
 
 _PLACEHOLDER: Final = re.compile(r"\{[^}]*\}|<[^>]*>|\([^)]*\)")

@@ -69,7 +69,7 @@ class Report:
         self._wanted: Settings | None = None
         self._capture: Any = None
         self._samplers: dict[int, str] = {}  # of tracer providers, as they were before
-        self._known: dict[type, str | None] = {}
+        self._seen = _apps.Seen()
         self._kept = _Kept()
         for name in ("otel_audit", "opentelemetry"):
             logging.getLogger(name).addHandler(self._kept)
@@ -141,11 +141,11 @@ class Report:
         }
         if self._wanted is not None:
             found["settings"] = self._settings(self._wanted)
-        apps = _apps.find_apps(self._known)
+        apps = self._seen.apps()
         found["apps"] = [self._app(app) for app in apps]
         found["frameworks"] = [_framework(name) for name in dict.fromkeys(app.framework for app in apps)]
         found["unknown_frameworks"] = [name for name in _apps.UNKNOWN if name in sys.modules]
-        found["middleware"] = _apps.find_middleware()
+        found["middleware"] = list(self._seen.middleware)
         found["tracing"] = self._tracing()
         found["propagators"] = _propagators(get_global_textmap())
         return found

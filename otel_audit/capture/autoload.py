@@ -130,6 +130,7 @@ class Capture:
         self._attached: weakref.WeakSet[TracerProvider] = weakref.WeakSet()
         self._provider_checked = False
         self._ended = False
+        self._after_sigterm: Callable[[int, FrameType | None], Any] | None = None
         for problem in (*wanted.problems, *proxies.problems):
             _log.warning("read settings of otel-audit: %s", problem)
 
@@ -233,14 +234,21 @@ class Capture:
         """
         if threading.current_thread() is not threading.main_thread():
             return
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+        theirs = signal.getsignal(signal.SIGTERM)
+        if theirs is not signal.SIG_DFL:
+            # ddtrace-run is there before us, and its handler ends the process past Python's exit functions.
+            if not callable(theirs) or not str(getattr(theirs, "__module__", "")).startswith("ddtrace."):
+                return
+            self._after_sigterm = theirs
+        signal.signal(signal.SIGTERM, self._on_sigterm)
 
-    def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a handler's signature
+    def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
         try:
             self._let_calls_end()
             self.end()
         finally:
+            if self._after_sigterm is not None:
+                self._after_sigterm(signum, frame)
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         # Still here: process 1 of a container, which the kernel spares. It goes on, and so do we.

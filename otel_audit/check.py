@@ -71,6 +71,8 @@ def _judge_log(result: Result) -> None:
     """What capture and the instrumentations complained of, in any process."""
     for said in (entry for found in result.ran.findings for entry in found["log"]):
         logger, text = said["logger"], said["text"]
+        if text.startswith(f"{_INSTALL}the tracer provider"):
+            continue  # `_judge_tracing` tells
         if text.startswith(_INSTALL):
             if "OTEL_SDK_DISABLED" in text:
                 what = "OTEL_SDK_DISABLED is true, so OpenTelemetry makes no spans and no call is audited"
@@ -98,6 +100,8 @@ def _judge_tracing(result: Result) -> None:
             result.notice("not-configured", what)
         else:
             remedy = "calls are audited where a TracerProvider of the SDK makes their spans"
+            if tracing["provider"].startswith("ddtrace."):
+                remedy = "set DD_TRACE_OTEL_ENABLED=false, or start with: ddtrace-run opentelemetry-instrument ..."
             result.problem("provider", f"the tracer provider is a {tracing['provider']}, not the SDK's", remedy)
         return
     if not tracing["attached"]:

@@ -140,6 +140,8 @@ class Capture:
         provider = trace.get_tracer_provider()
         if isinstance(provider, TracerProvider):
             self.attach(provider)
+        else:
+            self._complain_of(provider)
         propagator = IdentityPropagator(self.reader, self._on_request)
         propagate.set_global_textmap(CompositePropagator([propagate.get_global_textmap(), propagator]))
         _stay_a_propagator(propagator)
@@ -185,6 +187,17 @@ class Capture:
                 _log.exception("install otel-audit on a new tracer provider; the calls it traces are not audited")
 
         TracerProvider.__init__ = init  # type: ignore[method-assign, assignment]  # no hook exists for this
+
+    def _complain_of(self, provider: trace.TracerProvider) -> None:
+        """Say so when spans are made by something that is not of the SDK: it has no processors, so nothing is audited."""
+        inner = getattr(provider, "provider", None)  # logfire's stands in front of the SDK's
+        if isinstance(provider, trace.ProxyTracerProvider) or isinstance(inner, TracerProvider):
+            return
+        kind = f"{type(provider).__module__}.{type(provider).__qualname__}"
+        hint = "let the OpenTelemetry SDK make spans"
+        if kind.startswith("ddtrace."):
+            hint = "set DD_TRACE_OTEL_ENABLED=false, or start with: ddtrace-run opentelemetry-instrument ..."
+        _log.warning("install otel-audit: the tracer provider is %s; NO CALL IS AUDITED that it traces; %s", kind, hint)
 
     def _on_request(self) -> None:
         """With the first request: if nobody has configured OpenTelemetry by now, nothing would be recorded; do it.

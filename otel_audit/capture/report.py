@@ -7,6 +7,7 @@ of it. One file for each process, `findings-<pid>.json`, written anew whenever s
 
 import atexit
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -68,6 +69,7 @@ class Report:
         self._folder = Path(folder)
         self._wanted: Settings | None = None
         self._capture: Any = None
+        self._spool: dict[str, Any] = {}
         self._samplers: dict[int, str] = {}  # of tracer providers, as they were before
         self._seen = _apps.Seen()
         self._kept = _Kept()
@@ -86,6 +88,8 @@ class Report:
     def harmless(self, wanted: Settings) -> Settings:
         """`wanted`, but spooling in the check's folder, and shipping to its receiver."""
         self._wanted = wanted
+        root, problems = find_root(wanted.spool_dir)
+        self._spool = {"folder": str(root), "problems": problems}
         sink = (self._folder / SINK).read_text().strip()
         return dataclasses.replace(
             wanted,
@@ -161,8 +165,7 @@ class Report:
             "headers": [name for name, _ in to.headers],
             "text": str(to),
         }
-        root, problems = find_root(wanted.spool_dir)
-        said["spool"] = {"folder": str(root), "problems": problems}
+        said["spool"] = self._spool
         clients = getattr(self._capture, "clients", None)
         said["clients_known"] = len(clients) if clients is not None and wanted.clients else 0
         return said
@@ -230,6 +233,7 @@ def _framework(name: str) -> dict[str, Any]:
     return said
 
 
+@functools.cache
 def _version(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)
@@ -245,6 +249,7 @@ def _is_instrumented(path: str) -> bool:
     return bool(getattr(instance, "is_instrumented_by_opentelemetry", False))
 
 
+@functools.cache
 def _conflict(package: str) -> str | None:
     """Why OpenTelemetry refuses to instrument a framework of the version that is installed."""
     try:

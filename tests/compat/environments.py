@@ -4,7 +4,7 @@
 pinned of the week, so that "newest" does not grow old.
 """
 
-import datetime
+import datetime as dt
 import fcntl
 import hashlib
 import os
@@ -17,16 +17,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-_OLDEST = {"sdk": "1.44.0", "instrumentation": "0.65b0"}
+OLDEST = {"sdk": "1.44.0", "instrumentation": "0.65b0"}
 """The lower ends of the ranges in pyproject.toml; a unit test compares them."""
 _SERVERS = ("fastapi", "flask", "uvicorn")
 
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "oldest": (
-        f"opentelemetry-sdk=={_OLDEST['sdk']}",
-        f"opentelemetry-exporter-otlp=={_OLDEST['sdk']}",
-        f"opentelemetry-instrumentation=={_OLDEST['instrumentation']}",
-        f"opentelemetry-distro=={_OLDEST['instrumentation']}",
+        f"opentelemetry-sdk=={OLDEST['sdk']}",
+        f"opentelemetry-exporter-otlp=={OLDEST['sdk']}",
+        f"opentelemetry-instrumentation=={OLDEST['instrumentation']}",
+        f"opentelemetry-distro=={OLDEST['instrumentation']}",
         "opentelemetry-instrumentation-fastapi",
         "opentelemetry-instrumentation-flask",
         "opentelemetry-instrumentation-grpc",
@@ -63,7 +63,7 @@ def _cache() -> Path:
 def environment(name: str) -> Path:
     """The folder of a virtual environment, built if need be."""
     wanted = REQUIREMENTS[name]
-    week = datetime.datetime.now(datetime.UTC).date().isocalendar()[:2]
+    week = dt.datetime.now(dt.UTC).date().isocalendar()[:2]
     digest = hashlib.sha256(repr((sorted(wanted), sys.version, week)).encode()).hexdigest()[:12]
     cache = _cache()
     cache.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,12 @@ def served(name: str, words: list[str], folder: Path, env: Mapping[str, str]) ->
     first, *rest = [word.format(port=port) for word in words]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(home / "bin" / first), *rest], cwd=folder, env=whole, stdout=output, stderr=output, start_new_session=True
+            [str(home / "bin" / first), *rest],
+            cwd=folder,
+            env=whole,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     running = Service(process, port, log)
     try:

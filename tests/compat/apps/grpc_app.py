@@ -13,7 +13,7 @@ def read(request: bytes, context: Any) -> bytes:
 
 def main(port: str) -> None:
     server = grpc.server(ThreadPoolExecutor(2))
-    handlers = {"Read": grpc.unary_unary_rpc_method_handler(read)}
+    handlers: dict[str, Any] = {"Read": grpc.unary_unary_rpc_method_handler(read)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("things.Things", handlers),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()

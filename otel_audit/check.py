@@ -309,5 +309,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _failed(text: str, code: int) -> int:
-    print(f"otel-audit: error: {text}", file=sys.stderr)  # noqa: T201 - the base install has no console
+    print(f"error: {text}", file=sys.stderr)  # noqa: T201 - the base install has no console
     return code

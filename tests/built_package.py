@@ -77,7 +77,15 @@ def check_service(folder: Path, what: str) -> None:
     with grpc_sink() as sink, tempfile.TemporaryDirectory(prefix="otel-audit-spool-") as spool:
         env = environment(OTEL_AUDIT_ENDPOINT=sink.address, OTEL_AUDIT_SPOOL_DIR=spool, PATH=path)
         env.pop("PYTHONPATH", None)
-        command = ["opentelemetry-instrument", "uvicorn", "fastapi_app:app", "--port", str(port)]
+        command = [
+            "opentelemetry-instrument",
+            "uvicorn",
+            "fastapi_app:app",
+            "--port",
+            str(port),
+            "--log-level",
+            "warning",
+        ]
         said = subprocess.run(
             [folder / "bin" / "otel-audit", "check", "--url", "/things/1", "--", *command],
             cwd=APPS,

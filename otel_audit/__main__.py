@@ -1,6 +1,7 @@
 """The `otel-audit` command; says what to install where only the light base is."""
 
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 
 __all__ = ["main"]
@@ -23,10 +24,10 @@ _SERVER = (
 
 def main() -> int:
     """Run the command line; returns the exit code."""
-    if sys.argv[1:2] == ["spool"]:  # for whoever runs a service, with the base install alone
-        from otel_audit import spool
-
-        return spool.main(sys.argv[2:])
+    alone = {"check", "spool"} & set(sys.argv[1:2])
+    if alone:  # for those who look after a service, who have the base install alone
+        command = import_module(f"otel_audit.{alone.pop()}")
+        return int(command.main(sys.argv[2:]))
     missing = [name for name in _SERVER if find_spec(name) is None]
     if missing:
         print(  # noqa: T201 - there is no console yet

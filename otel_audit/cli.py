@@ -1,4 +1,4 @@
-"""The command line: `otel-audit serve`, `find`, `show`, `tail`, `stats`, `gaps`, `seal`, `quarantine`, `export`, `demo`.
+"""The command line: `otel-audit demo`, `check`, `spool`, `serve`, `find`, `show`, `tail`, `stats`, `gaps`, `export` and so on.
 
 Standard output is data, standard error is messages. Modules that take long to import are imported by the command that
 needs them, so that `--help` and completion are quick.
@@ -126,6 +126,31 @@ def seal(directory: str, as_json: bool) -> None:
         say(f"nothing to seal; all up to number {done.sealed_seq} are sealed")
 
 
+_HANDED_OVER: Final[dict[str, Any]] = {
+    "add_help_option": False,
+    "context_settings": {"ignore_unknown_options": True, "allow_interspersed_args": False},
+}
+"""For commands that work in the base install, and so read their arguments without click."""
+
+
+@click.command(short_help="What of a service would be audited, and what is in the way.", **_HANDED_OVER)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def check(arguments: tuple[str, ...]) -> int:
+    """Run a service's command, and tell what of it would be audited and what stands in the way."""
+    from otel_audit import check as checking
+
+    return checking.main(arguments)
+
+
+@click.command(short_help="What waits in the spool of a service, and shipping it by hand.", **_HANDED_OVER)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def spool(arguments: tuple[str, ...]) -> int:
+    """List what waits in a spool on this machine, and hand over what dead processes have left."""
+    from otel_audit import spool as spooled
+
+    return spooled.main(arguments)
+
+
 @click.command(short_help="Print the completion script of a shell.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
@@ -140,7 +165,7 @@ def completion(shell: str) -> None:
     write_out(found(main, {}, _PROGRAM, "_OTEL_AUDIT_COMPLETE").source())
 
 
-for _command in (demo, serve, find, show, tail, stats, gaps, export, seal, quarantine, completion):
+for _command in (demo, check, spool, serve, find, show, tail, stats, gaps, export, seal, quarantine, completion):
     main.add_command(_command)
 
 

@@ -18,12 +18,13 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
-from opentelemetry import trace
-from opentelemetry.propagate import get_global_textmap, set_global_textmap
+from opentelemetry import propagate, trace
 from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
+from otel_audit import names
 from otel_audit.capture import settings
 from otel_audit.capture.address import TrustedProxies
 from otel_audit.capture.carriers import CURRENT_SCOPE, PEER_KEY
@@ -63,12 +64,16 @@ def install() -> bool:
     """
     global _installed  # noqa: PLW0603 - one capture a process
     try:
+        checked = _report()
         if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
             _log.warning("install otel-audit: OTEL_SDK_DISABLED is true, so no call of this process is audited")
             return False
         with _installing:
             if _installed is None:
-                capture = Capture(settings.read())
+                wanted = settings.read()
+                capture = Capture(wanted if checked is None else checked.harmless(wanted))
+                if checked is not None:
+                    checked.watch(capture)
                 capture.install()
                 _installed = capture
     except Exception as e:
@@ -78,6 +83,17 @@ def install() -> bool:
             exc_info=_log.isEnabledFor(logging.DEBUG),
         )
     return _installed is not None
+
+
+@functools.cache
+def _report() -> Any:
+    """What tells `otel-audit check` about this process, where that command runs it; else None."""
+    folder = os.environ.get(names.ENV_CHECK)
+    if not folder:
+        return None
+    from otel_audit.capture.report import Report
+
+    return Report(folder)
 
 
 def ships_to(destination: Destination) -> bool:
@@ -126,6 +142,7 @@ class Capture:
         self._attached: weakref.WeakSet[TracerProvider] = weakref.WeakSet()
         self._provider_checked = False
         self._ended = False
+        self._after_sigterm: Callable[[int, FrameType | None], Any] | None = None
         for problem in (*wanted.problems, *proxies.problems):
             _log.warning("read settings of otel-audit: %s", problem)
 
@@ -135,8 +152,11 @@ class Capture:
         provider = trace.get_tracer_provider()
         if isinstance(provider, TracerProvider):
             self.attach(provider)
+        else:
+            self._complain_of(provider)
         propagator = IdentityPropagator(self.reader, self._on_request)
-        set_global_textmap(CompositePropagator([get_global_textmap(), propagator]))
+        propagate.set_global_textmap(CompositePropagator([propagate.get_global_textmap(), propagator]))
+        _stay_a_propagator(propagator)
         try:
             observe(self.recorder)
         except Exception as e:
@@ -183,6 +203,17 @@ class Capture:
                 _log.exception("install otel-audit on a new tracer provider; the calls it traces are not audited")
 
         TracerProvider.__init__ = init  # type: ignore[method-assign, assignment]  # no hook exists for this
+
+    def _complain_of(self, provider: trace.TracerProvider) -> None:
+        """Say so when spans are made by something that is not of the SDK: it has no processors, so nothing is audited."""
+        inner = getattr(provider, "provider", None)  # logfire's stands in front of the SDK's
+        if isinstance(provider, trace.ProxyTracerProvider) or isinstance(inner, TracerProvider):
+            return
+        kind = f"{type(provider).__module__}.{type(provider).__qualname__}"
+        hint = "let the OpenTelemetry SDK make spans"
+        if kind.startswith("ddtrace."):
+            hint = "set DD_TRACE_OTEL_ENABLED=false, or start with: ddtrace-run opentelemetry-instrument ..."
+        _log.warning("install otel-audit: the tracer provider is %s; NO CALL IS AUDITED that it traces; %s", kind, hint)
 
     def _on_request(self) -> None:
         """With the first request: if nobody has configured OpenTelemetry by now, nothing would be recorded; do it.
@@ -233,14 +264,21 @@ class Capture:
         """
         if threading.current_thread() is not threading.main_thread():
             return
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+        theirs = signal.getsignal(signal.SIGTERM)
+        if theirs is not signal.SIG_DFL:
+            # ddtrace-run is there before us, and its handler ends the process past Python's exit functions.
+            if not callable(theirs) or not str(getattr(theirs, "__module__", "")).startswith("ddtrace."):
+                return
+            self._after_sigterm = theirs
+        signal.signal(signal.SIGTERM, self._on_sigterm)
 
-    def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a handler's signature
+    def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:
         try:
             self._let_calls_end()
             self.end()
         finally:
+            if self._after_sigterm is not None:
+                self._after_sigterm(signum, frame)
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         # Still here: process 1 of a container, which the kernel spares. It goes on, and so do we.
@@ -259,6 +297,24 @@ class Capture:
         self.calls.after_fork()
         self.reader.after_fork()
         self._ended = False
+
+
+def _stay_a_propagator(own: TextMapPropagator) -> None:
+    """Stay beside whatever propagator the application, or a library such as logfire, sets later.
+
+    Who has imported `set_global_textmap` by name before now still replaces ours: `otel-audit check` tells.
+    """
+    original = propagate.set_global_textmap
+
+    @functools.wraps(original)
+    def set_global_textmap(http_text_format: TextMapPropagator) -> None:
+        original(http_text_format)
+        try:
+            original(CompositePropagator([http_text_format, own]))
+        except Exception as e:
+            _log.warning("stay a propagator beside %r: %s; callers are not named", http_text_format, e)
+
+    propagate.set_global_textmap = set_global_textmap
 
 
 def _watch_uvicorn(on_request: Callable[[], None], on_startup: Callable[[], None]) -> None:

@@ -92,6 +92,7 @@ class Calls:
             span.set_attributes(call.identity)
 
     def _start_call(self, span: Span, call: Call) -> None:
+        self.recorder.look_for_fork()
         call.span = span
         if call.identity:
             span.set_attributes(call.identity)

@@ -54,7 +54,8 @@ def _reload(scene: Scene) -> None:
         return bool(seen) and all(not _alive(one) or any(_pid(one) == _pid(new) for new in seen) for one in old)
 
     wait_until(replaced)
-    if scene.pipeline == "ours":
+    if scene.pipeline == "ours":  # what is loaded now is audited too
+        scene.call(count=5)
         scene.running.terminate()
 
 

@@ -39,7 +39,11 @@ class Server:
 
 
 _GUNICORN = "gunicorn {app}:app --bind 127.0.0.1:{port} --workers 2"
-_UWSGI = "uwsgi --http-socket 127.0.0.1:{port} --module {app}:app --master --processes 2 --die-on-term --need-app"
+# `--binary-path`: pyuwsgi reloads by running its interpreter again, and would forget the virtual environment.
+_UWSGI = (
+    "uwsgi --http-socket 127.0.0.1:{port} --module {app}:app --master --processes 2 --die-on-term --need-app "
+    "--binary-path {python}"
+)
 _UVICORN = "uvicorn {app}:app --port {port}"
 _HYPERCORN = "hypercorn {app}:app --bind 127.0.0.1:{port}"
 _FLASK = "flask --app {app} run --port {port}"

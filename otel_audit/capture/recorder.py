@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from opentelemetry.sdk.resources import Resource
@@ -226,12 +226,14 @@ class Recorder:
                     self._losses.add(seq, losses.reason)
                 self._losses.count += losses.count - 2
 
-    def _refused(self, one: Frame, reason: str) -> None:
-        """The destination will never take a record of this source: say in the log itself that it is missing."""
-        if one.record.span.find(names.ACTION_LOSS.encode()) >= 0:
+    def _refused(self, batch: Sequence[Frame], count: int, reason: str) -> None:
+        """The destination will never take records of this source: say in the log itself that they are missing."""
+        calls = [one.seq for one in batch if one.record.span.find(names.ACTION_LOSS.encode()) < 0]
+        if not calls:
             return
         losses = _Losses()
-        losses.add(one.seq, f"refused by {self._wanted.destination}: {reason}"[:500])
+        losses.add(calls[0], f"refused by {self._wanted.destination}: {reason}"[:500])
+        losses.count, losses.last = count, calls[-1]
         self._event(names.ACTION_LOSS, _said_of(losses), beyond=True)
 
     def _say(self, what: str) -> None:

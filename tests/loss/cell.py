@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Literal
 
 from otel_audit.capture.frames import RECORD, frames_in
-from tests.capture_support import Span, environment, free_port
+from tests.capture_support import Span, environment, free_port, wait_until
 from tests.loss.client import Client
 from tests.loss.collector import TAKEN, Collector, Reply, grpc_collector, http_collector
 from tests.loss.servers import APPS, SERVERS, Running, running
 
 Pipeline = Literal["plain", "ours"]
 PIPELINES: tuple[Pipeline, ...] = ("plain", "ours")
+
+Verdict = Literal["keeps", "repeats", "set aside", "loses"]
+"""Every call has one record; every call has one, some have more, with one identity; calls have none, but their records
+are in `refused.spool` and a loss record tells of them; calls have none, and nothing tells."""
 
 CALLS = 20
 
@@ -34,6 +38,7 @@ class Event:
         ours: for ours.
         protocol: of the pipeline.
         up: whether the collector is there from the beginning.
+        peaceful: whether the process that served the calls is given the time to deliver their records itself.
         reloads: whether the server is started so that it can reload.
     """
 
@@ -45,6 +50,7 @@ class Event:
     ours: dict[str, str] = field(default_factory=dict)
     protocol: Literal["grpc", "http/protobuf"] = "grpc"
     up: bool = True
+    peaceful: bool = True
     reloads: bool = False
 
 
@@ -59,7 +65,7 @@ class Outcome:
         duplicates: records beyond the first of a call.
         by_next: calls of which only the next process delivered a record.
         aside: calls whose records are kept aside, in `refused.spool`.
-        named: records that the source's loss records say are missing.
+        named: how many records the source's loss records say are missing.
     """
 
     made: int
@@ -69,6 +75,14 @@ class Outcome:
     by_next: int = 0
     aside: int = 0
     named: int = 0
+
+    @property
+    def verdict(self) -> "Verdict":
+        """The outcome in a word."""
+        missing = self.made - self.recorded
+        if missing:
+            return "set aside" if self.aside >= missing and self.named >= missing else "loses"
+        return "repeats" if self.duplicates else "keeps"
 
 
 class Scene:
@@ -113,9 +127,15 @@ class Scene:
         for _ in range(count):
             n = len(self.made) + 1
             mark = self.running.folder / "started" / str(n)
-            started = lambda mark=mark: _wait(mark.exists)  # noqa: E731
+            started = lambda mark=mark: wait_until(mark.exists)  # noqa: E731
             self.client.leave(what, n, trace_id=self.trace_id(n), started=started, parts=parts)
             self.made[self.trace_id(n)] = None
+
+    def at_rest(self) -> Running:
+        """The server, when its last call is over for it too: uwsgi skips Python's exit functions in a busy worker."""
+        if self.running.server.name.startswith("uwsgi"):
+            wait_until(lambda: f"/{len(self.made)} => generated" in self.running.output())
+        return self.running
 
     # --- what the collector has ----------------------------------------------------------------------------------------------
     def mine(self, spans: list[Span]) -> bool:
@@ -149,26 +169,26 @@ class Scene:
         scheme = f"http://127.0.0.1:{port}"
         event = self.event
         if self.pipeline == "ours":
-            own = {
-                "OTEL_AUDIT_ENDPOINT": scheme,
-                "OTEL_AUDIT_PROTOCOL": event.protocol,
-                "OTEL_AUDIT_SPOOL_DIR": str(self.folder / "spool"),
-                "OTEL_AUDIT_EXIT_TIMEOUT": "30",
+            return environment(
+                **{
+                    "OTEL_AUDIT_ENDPOINT": scheme,
+                    "OTEL_AUDIT_PROTOCOL": event.protocol,
+                    "OTEL_AUDIT_SPOOL_DIR": str(self.folder / "spool"),
+                    "OTEL_AUDIT_EXIT_TIMEOUT": "30",
+                    **event.env,
+                    **event.ours,
+                }
+            )
+        return environment(
+            **{
+                "OTEL_TRACES_EXPORTER": "otlp",
+                "OTEL_EXPORTER_OTLP_ENDPOINT": scheme,
+                "OTEL_EXPORTER_OTLP_PROTOCOL": event.protocol,
+                "OTEL_AUDIT_ENDPOINT": "none:/",  # otel-audit is installed here: it must not take part
+                **event.env,
+                **event.plain,
             }
-            return environment(**own, **event.env, **event.ours)
-        plain = {
-            "OTEL_TRACES_EXPORTER": "otlp",
-            "OTEL_EXPORTER_OTLP_ENDPOINT": scheme,
-            "OTEL_EXPORTER_OTLP_PROTOCOL": event.protocol,
-            "OTEL_AUDIT_ENDPOINT": "none:/",  # otel-audit is installed here: it must not take part
-        }
-        return environment(**plain, **event.env, **event.plain)
-
-
-def _wait(true: Callable[[], bool]) -> None:
-    from tests.capture_support import wait_until
-
-    wait_until(true)
+        )
 
 
 def run_cell(server: str, event: Event, pipeline: Pipeline, folder: Path, *, patience_s: float) -> Outcome:

@@ -26,7 +26,7 @@ NO_TICK = {"OTEL_BSP_SCHEDULE_DELAY": "60000"}
 # --- the end of a process -----------------------------------------------------------------------------------------------
 def _terminate(scene: Scene) -> None:
     scene.call()
-    scene.running.terminate()
+    scene.at_rest().terminate()
 
 
 def _kill(scene: Scene) -> None:
@@ -44,7 +44,7 @@ def _kill_after(what: str) -> _Act:
 
 def _reload(scene: Scene) -> None:
     old = set(scene.call())
-    scene.running.reload()
+    scene.at_rest().reload()
     seen: set[str] = set()
 
     def replaced() -> bool:
@@ -56,7 +56,7 @@ def _reload(scene: Scene) -> None:
     wait_until(replaced)
     if scene.pipeline == "ours":  # what is loaded now is audited too
         scene.call(count=5)
-        scene.running.terminate()
+        scene.at_rest().terminate()
 
 
 def _pid(answer: str) -> str:
@@ -95,7 +95,7 @@ def _leave(what: str, parts: int) -> _Act:
 
 def _end(scene: Scene) -> None:
     scene.settle()
-    scene.running.terminate()
+    scene.at_rest().terminate()
 
 
 def _late(scene: Scene) -> None:
@@ -111,12 +111,12 @@ def _in_order(scene: Scene) -> None:
     scene.collector.wait(lambda: scene.collector.attempted(1), 30)
     if scene.pipeline == "plain":
         scene.settle_in_order()
-    scene.running.terminate()
+    scene.at_rest().terminate()
 
 
 def _down(scene: Scene) -> None:
     scene.call()
-    scene.running.terminate()
+    scene.at_rest().terminate()
 
 
 class _FirstTwo:
@@ -157,7 +157,7 @@ def _queue_full(scene: Scene) -> None:
     client.close()
     if scene.pipeline == "plain":
         scene.settle_in_order()
-    scene.running.terminate()
+    scene.at_rest().terminate()
 
 
 def _blocked(scene: Scene, spans: list[Span]) -> Reply:
@@ -194,12 +194,19 @@ _SHORT = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
 
 PROCESS = (
     Event("SIGTERM", _terminate, plain=NO_TICK),
-    Event("SIGKILL", _kill, plain=NO_TICK),
-    Event("reload", _reload, plain=NO_TICK, reloads=True),
-    Event("os._exit", _exit, plain=NO_TICK),
+    Event("SIGKILL", _kill, peaceful=False, plain=NO_TICK),
+    Event("reload", _reload, peaceful=False, plain=NO_TICK, reloads=True),
+    Event("os._exit", _exit, peaceful=False, plain=NO_TICK),
 )
 COLLECTOR = (
-    Event("down for the whole run", _down, plain={**NO_TICK, **_SHORT}, ours={"OTEL_AUDIT_EXIT_TIMEOUT": "0.2"}, up=False),
+    Event(
+        "down for the whole run",
+        _down,
+        peaceful=False,
+        plain={**NO_TICK, **_SHORT},
+        ours={"OTEL_AUDIT_EXIT_TIMEOUT": "0.2"},
+        up=False,
+    ),
     Event("away for longer than the exporter's deadline", _in_order, _away, plain={**SOON, **_SHORT}),
     Event(
         "slower than the exporter's deadline at first",
@@ -242,7 +249,7 @@ CONTENT = (
     Event("client gone before the answer", _leave("slow", 0), plain=SOON),
     Event("client gone in the middle of the answer", _leave("endless", 1), plain=SOON),
     Event("streaming response", _calls("stream"), plain=SOON),
-    Event("streaming response, SIGKILL after its end", _kill_after("stream"), plain=NO_TICK),
+    Event("streaming response, SIGKILL after its end", _kill_after("stream"), peaceful=False, plain=NO_TICK),
     Event("attribute set last", _late, plain=SOON),
 )  # fmt: skip
 GROUPS: dict[str, tuple[Event, ...]] = {

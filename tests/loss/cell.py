@@ -98,6 +98,10 @@ class Scene:
         """Trace ids of the calls that count, in order."""
         self.answered: set[str] = set()
         self.collector = Collector(self._behave)
+        self.protocol = event.protocol
+        if pipeline == "plain" and server.startswith("uwsgi") and event.reloads:
+            # With OTLP/gRPC, the exporter that the master made keeps it from ever forking workers again.
+            self.protocol = "http/protobuf"
         self.running: Running
         self.client: Client
 
@@ -172,7 +176,7 @@ class Scene:
             return environment(
                 **{
                     "OTEL_AUDIT_ENDPOINT": scheme,
-                    "OTEL_AUDIT_PROTOCOL": event.protocol,
+                    "OTEL_AUDIT_PROTOCOL": self.protocol,
                     "OTEL_AUDIT_SPOOL_DIR": str(self.folder / "spool"),
                     "OTEL_AUDIT_EXIT_TIMEOUT": "30",
                     **event.env,
@@ -183,8 +187,8 @@ class Scene:
             **{
                 "OTEL_TRACES_EXPORTER": "otlp",
                 "OTEL_EXPORTER_OTLP_ENDPOINT": scheme,
-                "OTEL_EXPORTER_OTLP_PROTOCOL": event.protocol,
-                "OTEL_AUDIT_ENDPOINT": "none:/",  # otel-audit is installed here: it must not take part
+                "OTEL_EXPORTER_OTLP_PROTOCOL": self.protocol,
+                "OTEL_AUDIT_ENDPOINT": "ftp://nobody",  # otel-audit is in the environment: so it does not take part
                 **event.env,
                 **event.plain,
             }
@@ -203,7 +207,7 @@ def run_cell(server: str, event: Event, pipeline: Pipeline, folder: Path, *, pat
     """
     scene = Scene(server, event, pipeline, folder, patience_s)
     port = free_port()
-    listening = grpc_collector if event.protocol == "grpc" else http_collector
+    listening = grpc_collector if scene.protocol == "grpc" else http_collector
     with ExitStack() as stack:
 
         def listen() -> AbstractContextManager[Collector]:

@@ -42,7 +42,7 @@ _GUNICORN = "gunicorn {app}:app --bind 127.0.0.1:{port} --workers 2"
 # `--binary-path`: pyuwsgi reloads by running its interpreter again, and would forget the virtual environment.
 _UWSGI = (
     "uwsgi --http-socket 127.0.0.1:{port} --module {app}:app --master --processes 2 --die-on-term --need-app "
-    "--binary-path {python}"
+    "--binary-path {python} --worker-reload-mercy 10"
 )
 _UVICORN = "uvicorn {app}:app --port {port}"
 _HYPERCORN = "hypercorn {app}:app --bind 127.0.0.1:{port}"
@@ -52,7 +52,10 @@ SERVERS: dict[str, Server] = {
     server.name: server
     for server in (
         Server("uvicorn", "fastapi_app", _UVICORN, "file", f"{_UVICORN} --reload"),
-        Server("uvicorn --workers 2", "fastapi_app", f"{_UVICORN} --workers 2", "SIGHUP"),
+        # Else its supervisor kills workers that a busy machine keeps from answering for 5 s.
+        Server(
+            "uvicorn --workers 2", "fastapi_app", f"{_UVICORN} --workers 2 --timeout-worker-healthcheck 60", "SIGHUP"
+        ),
         Server("gunicorn sync", "flask_app", _GUNICORN, "SIGHUP"),
         Server("gunicorn gthread", "flask_app", f"{_GUNICORN} --threads 4", "SIGHUP"),
         Server("gunicorn --preload", "flask_app", f"{_GUNICORN} --preload", "SIGHUP"),

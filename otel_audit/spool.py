@@ -81,8 +81,8 @@ def _ship(outbox: Outbox, delivery: Delivery, refused_path: Path) -> None:
     raise LockedError("ship a spool to", delivery.destination, "another process has it open", "stop that process first")
 
 
-def _say_refused(one: Frame, reason: str) -> None:
-    _say(f"record {one.seq} was refused: {reason}")
+def _say_refused(batch: Sequence[Frame], count: int, reason: str) -> None:
+    _say(f"{count} of the records {batch[0].seq} to {batch[-1].seq} refused: {reason}")
 
 
 def _say(text: str) -> None:

@@ -176,7 +176,9 @@ class Capture:
             _log.warning("install otel-audit under uvicorn: %s; %s", e, hint)
         atexit.register(self.end)
         os.register_at_fork(after_in_child=self._after_fork)
+        self.recorder.forked = self._after_fork
         self._catch_sigterm()
+        _watch_uvicorn_servers(self._catch_sigterm)
 
     # --- tracer providers ------------------------------------------------------------------------------------------------
     def attach(self, provider: TracerProvider) -> None:
@@ -242,6 +244,7 @@ class Capture:
     # --- the end of the process ------------------------------------------------------------------------------------------
     def end(self) -> None:
         """Deliver what is waiting, for at most the exit timeout, and say what could not be; once."""
+        self.recorder.look_for_fork()
         if self._ended:
             return
         self._ended = True
@@ -315,6 +318,27 @@ def _stay_a_propagator(own: TextMapPropagator) -> None:
             _log.warning("stay a propagator beside %r: %s; callers are not named", http_text_format, e)
 
     propagate.set_global_textmap = set_global_textmap
+
+
+def _watch_uvicorn_servers(catch_sigterm: Callable[[], None]) -> None:
+    """Have SIGTERM caught again when a uvicorn server begins: gunicorn's workers reset all handlers before that.
+
+    Args:
+        catch_sigterm: called in the thread that runs the server, before it takes over the signals.
+    """
+    import wrapt
+
+    def watch(module: Any) -> None:
+        original = module.Server.serve
+
+        @functools.wraps(original)
+        async def serve(self: Any, *args: Any, **kwargs: Any) -> Any:
+            catch_sigterm()
+            return await original(self, *args, **kwargs)
+
+        module.Server.serve = serve
+
+    wrapt.register_post_import_hook(watch, "uvicorn.server")
 
 
 def _watch_uvicorn(on_request: Callable[[], None], on_startup: Callable[[], None]) -> None:

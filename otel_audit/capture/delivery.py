@@ -12,7 +12,7 @@ from otel_audit.capture.frames import RECORD, Frame, frame
 from otel_audit.capture.settings import Destination
 from otel_audit.capture.transport import Answer, Fate, connect
 
-__all__ = ["Delivery"]
+__all__ = ["Delivery", "OnRefused"]
 
 _log = logging.getLogger("otel_audit.capture")
 
@@ -21,6 +21,9 @@ _BACKOFF_S_MAX: Final = 15.0
 _SAY_AGAIN_S: Final = 60.0
 _REFUSED_BYTES_MAX: Final = 16 * 1024 * 1024
 
+OnRefused = Callable[[Sequence[Frame], int, str], None]
+"""Told of frames, how many of them the destination will never take, and why. It does not always say which."""
+
 
 class Delivery:
     """The way to one destination; used by the shipping thread alone, its counters read by others.
@@ -28,7 +31,7 @@ class Delivery:
     Args:
         destination: where records go.
         wait: waits for some seconds, or less when somebody wants it to hurry.
-        on_refused: told of each record that the destination will never take, with its reason.
+        on_refused: told of records that the destination will never take.
         refused_path: file that keeps such records, as frames; None: they are only told of.
     """
 
@@ -37,7 +40,7 @@ class Delivery:
         destination: Destination,
         *,
         wait: Callable[[float], None],
-        on_refused: Callable[[Frame, str], None],
+        on_refused: OnRefused,
         refused_path: Path | None = None,
     ) -> None:
         self.destination = destination
@@ -63,44 +66,44 @@ class Delivery:
                 return False
             if answer.fate is Fate.AGAIN:
                 self._say_outage(answer.reason)
-                self._wait(backoff_s if answer.delay_s is None else max(answer.delay_s, backoff_s / 4))
+                self._wait(backoff_s if answer.delay_s is None else _asked(answer.delay_s, backoff_s))
                 continue
             if answer.fate is Fate.KEPT:
-                self._count_kept(len(batch), answer)
+                self._count_kept(batch, answer)
             elif len(batch) > 1:  # something in it is refused: find out what, and deliver the rest
                 middle = len(batch) // 2
                 return self.deliver(batch[:middle]) and self.deliver(batch[middle:])
             else:
-                self._refuse(batch[0], answer.reason)
+                self._refuse(batch, 1, answer.reason)
             return True
         raise AssertionError("unreachable: attempts do not end")
 
-    def _count_kept(self, records: int, answer: Answer) -> None:
-        self.delivered += records - answer.dropped
-        if answer.dropped:
-            self.refused += answer.dropped
-            _log.error("ship audit records to %s: it dropped %d: %s", self.destination, answer.dropped, answer.reason)
+    def _count_kept(self, batch: Sequence[Frame], answer: Answer) -> None:
+        dropped = min(answer.dropped, len(batch))
+        self.delivered += len(batch) - dropped
+        if dropped:  # it does not say which
+            self._refuse(batch, dropped, f"partial success: {answer.reason}")
         if self.outage:
             _log.warning("ship audit records to %s: delivering again", self.destination)
             self.outage = ""
 
-    def _refuse(self, one: Frame, reason: str) -> None:
-        self.refused += 1
-        kept = self._keep(one)
+    def _refuse(self, batch: Sequence[Frame], count: int, reason: str) -> None:
+        self.refused += count
+        kept = self._keep(batch)
         if not self._refusal_said_s or time.monotonic() - self._refusal_said_s >= _SAY_AGAIN_S:
             self._refusal_said_s = time.monotonic()
             where = f"; kept in {self.refused_path}" if kept else ""
             _log.error("ship audit records to %s: %d refused: %s%s", self.destination, self.refused, reason, where)
-        self._on_refused(one, reason)
+        self._on_refused(batch, count, reason)
 
-    def _keep(self, one: Frame) -> bool:
+    def _keep(self, batch: Sequence[Frame]) -> bool:
         if self.refused_path is None:
             return False
         try:
             with self.refused_path.open("ab") as file:
                 if file.tell() > _REFUSED_BYTES_MAX:
                     return False
-                file.write(frame(RECORD, one.seq, one.record))
+                file.write(b"".join(frame(RECORD, one.seq, one.record) for one in batch))
         except OSError:
             return False
         return True
@@ -114,6 +117,11 @@ class Delivery:
                 reason,
             )
         self.outage = reason
+
+
+def _asked(delay_s: float, backoff_s: float) -> float:
+    """A little more than the destination asks for, so that all whom it asks do not come back at once."""
+    return max(delay_s, backoff_s / 4) * random.uniform(1.0, 1.1)  # noqa: S311 - no secret
 
 
 def _backoff() -> Iterator[float]:

@@ -101,6 +101,7 @@ class Calls:
             setattr(span, SPAN_CALL, call)
 
     def _start_call(self, span: Span, call: Call) -> None:
+        self.recorder.look_for_fork()
         call.span = span
         call.begun = attributes_of(span)
         if call.identity:

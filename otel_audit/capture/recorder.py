@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from opentelemetry.sdk.resources import Resource
@@ -89,8 +89,12 @@ class Recorder:
         """Records dropped because there was no room for them."""
         self._begin()
         self.shipper = Shipper(wanted.destination, self.spool, on_refused=self._refused)
+        self.forked: Callable[[], None] = self.after_fork
+        """Called in a child that Python did not fork, before it does anything."""
+        self._forking = threading.Lock()  # so that one thread of such a child begins anew, and the others wait
 
     def _begin(self) -> None:
+        self._pid = os.getpid()
         self.source = Source()
         self.spool = Spool(
             self._parent,
@@ -114,6 +118,17 @@ class Recorder:
         self._begin()
         self.shipper.after_fork(self.spool)
 
+    def look_for_fork(self) -> None:
+        """Begin anew where Python was not told of a fork: uwsgi forks its workers without `os.register_at_fork`'s hooks.
+
+        Else all workers would be one source, with the same numbers, in one folder.
+        """
+        if os.getpid() == self._pid:
+            return
+        with self._forking:
+            if os.getpid() != self._pid:
+                self.forked()
+
     # --- calls -------------------------------------------------------------------------------------------------------------
     def record(
         self, span: ReadableSpan, attributes: Mapping[str, Any], *, seq: int | None = None, sync: bool = False
@@ -126,6 +141,7 @@ class Recorder:
             seq: its number, when it was given as the call began.
             sync: whether to return only when the record survives the loss of power.
         """
+        self.look_for_fork()
         if not self._begun:
             self.begin(span.resource)
         number = self.source.next_seq() if seq is None else seq
@@ -216,12 +232,14 @@ class Recorder:
                     self._losses.add(seq, losses.reason)
                 self._losses.count += losses.count - 2
 
-    def _refused(self, one: Frame, reason: str) -> None:
-        """The destination will never take a record of this source: say in the log itself that it is missing."""
-        if one.record.span.find(names.ACTION_LOSS.encode()) >= 0:
+    def _refused(self, batch: Sequence[Frame], count: int, reason: str) -> None:
+        """The destination will never take records of this source: say in the log itself that they are missing."""
+        calls = [one.seq for one in batch if one.record.span.find(names.ACTION_LOSS.encode()) < 0]
+        if not calls:
             return
         losses = _Losses()
-        losses.add(one.seq, f"refused by {self._wanted.destination}: {reason}"[:500])
+        losses.add(calls[0], f"refused by {self._wanted.destination}: {reason}"[:500])
+        losses.count, losses.last = count, calls[-1]
         self._event(names.ACTION_LOSS, _said_of(losses), beyond=True)
 
     def _say(self, what: str) -> None:

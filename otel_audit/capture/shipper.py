@@ -9,13 +9,13 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 
-from otel_audit.capture.delivery import Delivery
+from otel_audit.capture.delivery import Delivery, OnRefused
 from otel_audit.capture.frames import Frame
 from otel_audit.capture.leftovers import left_for_others
 from otel_audit.capture.outbox import Outbox, orphans, position_of, sources
@@ -66,12 +66,10 @@ class Shipper:
     Args:
         destination: where records go.
         spool: what this process writes.
-        on_refused: told of a record of this process that the destination will never take, and why.
+        on_refused: told of records of this process that the destination will never take.
     """
 
-    def __init__(
-        self, destination: Destination, spool: Spool, *, on_refused: Callable[[Frame, str], None] | None = None
-    ) -> None:
+    def __init__(self, destination: Destination, spool: Spool, *, on_refused: OnRefused | None = None) -> None:
         self.destination = destination
         self._on_refused = on_refused
         self._start_afresh(spool)
@@ -300,6 +298,6 @@ class Shipper:
         with contextlib.suppress(queue.Empty):
             self._wake.get(timeout=seconds)
 
-    def _refused(self, one: Frame, reason: str) -> None:
+    def _refused(self, batch: Sequence[Frame], count: int, reason: str) -> None:
         if self._on_refused is not None and self._current is self._own:
-            self._on_refused(one, reason)
+            self._on_refused(batch, count, reason)

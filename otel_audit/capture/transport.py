@@ -31,6 +31,7 @@ _GRPC_OPTIONS: Final = (
     ("grpc.primary_user_agent", "otel-audit"),
 )
 _HTTP_DATA_FAULTS: Final = frozenset({400, 413, 422})
+_HTTP_REQUEST_TIMEOUT: Final = 408
 _RETRY_DELAY_S_MAX: Final = 300.0
 _WRONG_PLACE: Final = "check OTEL_AUDIT_ENDPOINT, OTEL_AUDIT_PROTOCOL and OTEL_AUDIT_HEADERS"
 
@@ -135,7 +136,7 @@ class _Grpc:
 
         code = error.code()
         reason = f"{code.name}: {error.details()}"
-        if code is grpc.StatusCode.INVALID_ARGUMENT:
+        if code is grpc.StatusCode.INVALID_ARGUMENT or _is_too_large(code.name, reason):
             return Answer(Fate.REFUSED, reason)
         if code in (
             grpc.StatusCode.UNAUTHENTICATED,
@@ -150,6 +151,14 @@ class _Grpc:
         channel, self._channel, self._export = self._channel, None, None
         if channel is not None:
             channel.close()
+
+
+def _is_too_large(code: str, reason: str) -> bool:
+    """Whether a gRPC server finds the message too large, which it always will; told by its words alone.
+
+    C++ and Python, Go ("received message larger than max"), Java ("gRPC message exceeds maximum size").
+    """
+    return code == "RESOURCE_EXHAUSTED" and ("larger than max" in reason or "exceeds maximum size" in reason)
 
 
 def _grpc_delay_s(error: Any) -> float | None:
@@ -231,7 +240,7 @@ class _Http:
         reason = f"HTTP {status} {http.client.responses.get(status, '')}".strip()
         if status in _HTTP_DATA_FAULTS:
             return Answer(Fate.REFUSED, reason)
-        if status == 429 or status >= 500:
+        if status in (_HTTP_REQUEST_TIMEOUT, 429) or status >= 500:
             return Answer(Fate.AGAIN, reason, _http_delay_s(retry_after))
         return Answer(Fate.AGAIN, f"{reason}; {_WRONG_PLACE}", 10.0)
 

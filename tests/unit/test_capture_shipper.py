@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -94,8 +94,9 @@ def test_one_bad_record_does_not_take_others_with_it_and_is_kept(
     transport.answer = lambda body: REFUSED if b"<13>" in body else KEPT
     told: list[tuple[int, str]] = []
 
-    def refused(one: Frame, reason: str) -> None:
-        told.append((one.seq, reason))
+    def refused(batch: Sequence[Frame], count: int, reason: str) -> None:
+        assert count == len(batch)
+        told.extend((one.seq, reason) for one in batch)
 
     s = Shipper(Destination("grpc", "audit:1"), spool(tmp_path), on_refused=refused)
     fill(s.spool, *range(100))
@@ -109,16 +110,24 @@ def test_one_bad_record_does_not_take_others_with_it_and_is_kept(
     assert [one.seq for one in frames_in(kept.read_bytes())] == [14]
 
 
-def test_a_partial_success_is_counted_as_the_loss_it_is(
+def test_what_a_partial_success_drops_is_named_and_kept(
     transport: FakeTransport, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The destination says how many, not which, and it must not be sent them again (OTLP, "Partial Success")."""
     transport.answer = lambda _: Answer(Fate.KEPT, "too old", None, 2)
-    s = shipper(tmp_path)
+    told: list[tuple[list[int], int, str]] = []
+    s = Shipper(
+        Destination("grpc", "audit:1"),
+        spool(tmp_path),
+        on_refused=lambda batch, count, reason: told.append(([one.seq for one in batch], count, reason)),
+    )
     fill(s.spool, *range(5))
     s.notify()
     assert s.flush(20)
     assert (s.delivery.delivered, s.delivery.refused) == (3, 2)
-    assert "dropped 2: too old" in caplog.text
+    assert "2 refused: partial success: too old" in caplog.text
+    assert told == [([1, 2, 3, 4, 5], 2, "partial success: too old")]
+    assert len(list(frames_in((tmp_path / "refused.spool").read_bytes()))) == 5
 
 
 def test_a_flush_in_vain_says_so_and_the_records_stay(transport: FakeTransport, tmp_path: Path) -> None:

@@ -27,12 +27,12 @@ from otel_audit.capture import settings
 from otel_audit.capture.address import TrustedProxies
 from otel_audit.capture.carriers import CURRENT_SCOPE, PEER_KEY
 from otel_audit.capture.clients import ClientDirectory
+from otel_audit.capture.frameworks import adapt_frameworks
 from otel_audit.capture.identity import IdentityPropagator, IdentityReader
 from otel_audit.capture.metrics import observe
 from otel_audit.capture.processor import AuditSpanProcessor, Calls
 from otel_audit.capture.recorder import Recorder
 from otel_audit.capture.redact import Redactor
-from otel_audit.capture.responses import hold_asgi_responses
 from otel_audit.capture.rules import Rules
 from otel_audit.capture.sampler import AuditSampler
 from otel_audit.capture.settings import Destination
@@ -130,9 +130,9 @@ class Capture:
         except Exception as e:
             _log.warning("make metrics of otel-audit: %s; calls are audited all the same", e)
         try:
-            hold_asgi_responses(self.calls)
+            adapt_frameworks(self.calls, propagator)
         except Exception as e:
-            _log.warning("hold responses until they are recorded: %s; a kill may lose an answered call", e)
+            _log.warning("adapt frameworks to otel-audit: %s; a kill may lose an answered call", e)
         try:
             _watch_uvicorn(self._on_request, self._on_startup)
         except Exception as e:

@@ -5,11 +5,11 @@ happens within the call finds it: the span processor, the spans of database and 
 has to be kept in a table by trace, so nothing can grow: a `Call` goes with its context.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from opentelemetry.context import Context, create_key, get_value
-from opentelemetry.sdk.trace import Span
+from opentelemetry.sdk.trace import ReadableSpan, Span
 
 __all__ = ["CALL_KEY", "Call", "call_in", "current_call"]
 
@@ -31,17 +31,20 @@ class Call:
     __slots__ = (
         "annotations",
         "carrier",
+        "correct",
         "db_calls",
         "db_ns",
         "held",
         "http_calls",
         "http_ns",
         "identity",
+        "internal",
         "mode",
         "recorded",
         "seq",
         "span",
         "sync_wanted",
+        "usual_action",
     )
 
     def __init__(self, identity: Mapping[str, str], carrier: Any = None) -> None:
@@ -65,6 +68,12 @@ class Call:
         """Whether its response waits for its record, so that syncing is left to whoever holds it."""
         self.sync_wanted = False
         """Whether the record is made and is to be synced before the response goes."""
+        self.internal = False
+        """Whether its span is of kind INTERNAL, because the application has a span of its own around it."""
+        self.correct: Callable[[dict[str, Any], ReadableSpan], None] | None = None
+        """Puts right what is to be recorded, where the framework knows better than the span; called with the attributes."""
+        self.usual_action: str | None = None
+        """The action where neither a rule nor the application gives one; None: that of method and route."""
 
 
 def call_in(context: Context | None) -> Call | None:

@@ -5,7 +5,9 @@ given when it ends, so that numbers have no gaps for calls that never ended, and
 fail-closed it is given when the call starts, because a record of that must be durable first.
 """
 
+import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -14,7 +16,8 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind
 
 from otel_audit import names
-from otel_audit.capture.call import Call, call_in
+from otel_audit.capture.call import Call, call_in, current_call
+from otel_audit.capture.corrections import correct_http
 from otel_audit.capture.recorder import Recorder
 from otel_audit.capture.redact import Redactor
 from otel_audit.capture.rules import Rules
@@ -28,6 +31,9 @@ _log = logging.getLogger("otel_audit.capture")
 
 _OPEN_MAX: Final = 100_000
 _DB: Final = frozenset({"db.system.name", "db.system"})
+_WITHIN: Final = Call({})
+_WITHIN.recorded = True
+"""Stands for the call of a server span within another one for the same request: it has a record already."""
 _OUTGOING: Final = frozenset({"http.request.method", "http.method", "rpc.system", "rpc.system.name"})
 
 
@@ -82,8 +88,13 @@ class Calls:
         call = call_in(context)
         kind = span.kind
         if kind is SpanKind.SERVER:
+            if call is not None and _is_within(call):
+                _remember(self._open, _id_of(span), _WITHIN)
+                return
             if call is None or call.span is not None:
                 call = Call({}, None) if call is None else Call(call.identity, call.carrier)
+            self._start_call(span, call)
+        elif kind is SpanKind.INTERNAL and call is not None and call.internal and call.span is None:
             self._start_call(span, call)
         elif kind is SpanKind.CLIENT:
             if call is not None and call.span is not None:
@@ -112,9 +123,10 @@ class Calls:
     def end(self, span: ReadableSpan) -> None:
         """A span has ended: record it when it is audited, add it up when it belongs to a call."""
         kind = span.kind
-        if kind is SpanKind.SERVER:
-            context = span.get_span_context()
-            call = (self._open.get(context.span_id) if context is not None else None) or Call({})
+        context = span.get_span_context()
+        call = self._open.get(context.span_id) if context is not None and kind is not SpanKind.CLIENT else None
+        if kind is SpanKind.SERVER or call is not None:
+            call = call or Call({})
             try:
                 if not call.recorded:
                     self.record(span, call)
@@ -124,15 +136,31 @@ class Calls:
             return
         attributes = attributes_of(span)
         if kind is SpanKind.CLIENT:
-            context = span.get_span_context()
             parent = self._children.pop(context.span_id, None) if context is not None else None
             if parent is not None:
                 _add_up(parent, span, attributes)
         if names.ACTION in attributes:
             self.recorder.record(span, self._redacted(attributes), sync=self._mode != "async")
 
-    def record(self, span: ReadableSpan, call: Call) -> None:
-        """Record a call, and sync it where its mode wants that and nobody else will."""
+    def answered(self, call: Call) -> None:
+        """The answer of a call is about to go although its span goes on: record it now, as of this moment. Never raises.
+
+        What happens in the call afterwards is not on its record.
+        """
+        try:
+            if call.span is not None and not call.recorded:
+                self.record(call.span, call, end_ns=time.time_ns())
+        except Exception:
+            _log.exception("record a call: a fault in otel-audit; the call goes on, its record may be lost")
+
+    def record(self, span: ReadableSpan, call: Call, *, end_ns: int = 0) -> None:
+        """Record a call, and sync it where its mode wants that and nobody else will.
+
+        Args:
+            span: its span.
+            call: the call.
+            end_ns: when it ended, Unix time, where its span has not.
+        """
         said = self._said(span, call)
         mode = call.mode
         if mode is None:
@@ -141,21 +169,37 @@ class Calls:
                 mode = self._modes.mode_at_end(said, said.get(names.OPERATION)) or mode
         durable = mode != "async"
         call.recorded = True
-        self.recorder.record(span, self._redacted(said), seq=call.seq, sync=durable and not call.held)
+        self.recorder.record(
+            span, self._redacted(said), served=True, end_ns=end_ns, seq=call.seq, sync=durable and not call.held
+        )
         call.sync_wanted = durable and call.held
 
     def hold(self, span: Span) -> Call | None:
-        """The call of a server span whose response is held until its record is made."""
-        call = self._open.get(_id_of(span))
+        """The call of a server span whose response is held until its record is made and synced."""
+        call = self.of(span)
         if call is not None:
             call.held = True
         return call
+
+    def of(self, span: Span) -> Call | None:
+        """The call whose server span `span` is; None when it is not the span of an open call."""
+        call = self._open.get(_id_of(span))
+        return None if call is _WITHIN else call
+
+    async def sync_held(self, call: Call | None) -> None:
+        """Sync the record of a held call where its mode wants that, off the event loop."""
+        if call is not None and call.sync_wanted:
+            call.sync_wanted = False
+            await asyncio.get_running_loop().run_in_executor(None, self.recorder.sync)
 
     def _said(self, span: ReadableSpan, call: Call) -> dict[str, Any]:
         """The attributes of a call's record: the span's, and what is known beside it."""
         said = dict(attributes_of(span))
         if span.dropped_attributes and call.identity:  # the SDK keeps 128, and drops the oldest: the caller's name
             said = {**call.identity, **said}
+        if call.correct is not None:
+            call.correct(said, span)
+        correct_http(said, call, span)
         operation = self._operation(call)
         if operation is not None:
             said.setdefault(names.OPERATION, operation)
@@ -168,6 +212,8 @@ class Calls:
         if self._rules is not None and not self._rules.empty:
             for name, value in self._rules.names_for(said, operation).items():
                 said.setdefault(name, value)
+        if call.usual_action is not None:
+            said.setdefault(names.ACTION, call.usual_action)
         return said
 
     def _operation(self, call: Call) -> str | None:
@@ -175,6 +221,18 @@ class Calls:
 
     def _redacted(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
         return attributes if self._redactor is None else self._redactor.apply(attributes)
+
+
+def _is_within(call: Call) -> bool:
+    """Whether the same request is being traced once more, as for an application within an application."""
+    around = current_call()
+    return (
+        around is not None
+        and around is not call
+        and around.carrier is call.carrier is not None
+        and around.span is not None
+        and not around.recorded
+    )
 
 
 def _id_of(span: Span) -> int:

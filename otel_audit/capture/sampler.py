@@ -46,6 +46,7 @@ class AuditSampler(Sampler):
         if result.decision is Decision.DROP and (
             kind is SpanKind.SERVER
             or (kind is SpanKind.CLIENT and self._child_spans and call_in(parent_context) is not None)
+            or (kind is SpanKind.INTERNAL and _starts_call(parent_context))
             or (attributes and ACTION in attributes)
         ):
             # The inner result's attributes are empty on DROP; the span needs those it was started with.
@@ -55,3 +56,9 @@ class AuditSampler(Sampler):
     def get_description(self) -> str:
         """`AuditSampler` and what it wraps."""
         return f"AuditSampler{{{self.inner.get_description()}}}"
+
+
+def _starts_call(context: Context | None) -> bool:
+    """Whether the span that starts is that of a call, within a span of the application's."""
+    call = call_in(context)
+    return call is not None and call.internal and call.span is None

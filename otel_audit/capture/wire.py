@@ -33,6 +33,7 @@ _EVER_NEW: Final = frozenset({"http.target", "http.url", "url.path", "url.full",
 _CACHED_INTS: Final = range(1000)  # status codes and the like; ports would only fill the cache
 _OTLP_KIND_OF: Final = {0: 1, 1: 2, 2: 3, 3: 4, 4: 5}
 """The SDK counts kinds from INTERNAL = 0, OTLP from UNSPECIFIED = 0."""
+_SERVED: Final = 2
 _HAS_IS_REMOTE: Final = 0x100
 _IS_REMOTE: Final = 0x200
 _FLAGS: Final = struct.Struct("<HI")
@@ -154,11 +155,23 @@ class SpanEncoder:
         self._resources: dict[int, tuple[Resource, bytes, bytes]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope | None, bytes, bytes]] = {}
 
-    def encode(self, span: ReadableSpan, attributes: Mapping[str, Any], seq: int) -> EncodedSpan:
-        """`span` as record number `seq` of this source, with `attributes` instead of its own."""
-        body = self._span(span, attributes, seq, None)
+    def encode(
+        self, span: ReadableSpan, attributes: Mapping[str, Any], seq: int, *, served: bool = False, end_ns: int = 0
+    ) -> EncodedSpan:
+        """`span` as record number `seq` of this source, with `attributes` instead of its own.
+
+        Args:
+            span: the span.
+            attributes: what is said instead of its own.
+            seq: the record's number.
+            served: whether it is a call that was served, of whatever kind the span is.
+            end_ns: when it ended, Unix time, where the span does not know.
+        """
+        kind = _SERVED if served else _OTLP_KIND_OF.get(span.kind.value, 0)
+        times = span.start_time or 0, span.end_time or end_ns or span.start_time or 0
+        body = self._span(span, kind, times, attributes, seq, None)
         if len(body) > SPAN_BYTES_MAX:
-            body = self._span(span, attributes, seq, _CUT_CHARS)
+            body = self._span(span, kind, times, attributes, seq, _CUT_CHARS)
         resource, resource_schema = self._resource(span.resource)
         scope, scope_schema = self._scope(span.instrumentation_scope)
         return EncodedSpan(resource, resource_schema, scope, scope_schema, _field(b"\x12", body))
@@ -180,7 +193,15 @@ class SpanEncoder:
         scope = _field(b"\x0a", _field(b"\x0a", b"otel_audit"))
         return EncodedSpan(shared, schema, scope, b"", _field(b"\x12", b"".join(parts)))
 
-    def _span(self, span: ReadableSpan, attributes: Mapping[str, Any], seq: int, chars_max: int | None) -> bytes:
+    def _span(
+        self,
+        span: ReadableSpan,
+        kind: int,
+        times_ns: tuple[int, int],
+        attributes: Mapping[str, Any],
+        seq: int,
+        chars_max: int | None,
+    ) -> bytes:
         context = span.get_span_context()
         if context is None:
             raise ValueError("a span without a context")
@@ -198,12 +219,11 @@ class SpanEncoder:
             parts += (b"\x22\x08", parent.span_id.to_bytes(8, "big"))
             if parent.is_remote:
                 flags |= _IS_REMOTE
-        start = span.start_time or 0
         parts += (
             _field(b"\x2a", _utf8(span.name, chars_max)),
             b"\x30",
-            _ONE_BYTE[_OTLP_KIND_OF.get(span.kind.value, 0)],
-            _TIMES.pack(0x39, start, 0x41, span.end_time or start),
+            _ONE_BYTE[kind],
+            _TIMES.pack(0x39, times_ns[0], 0x41, times_ns[1]),
         )
         self._add_attributes(parts, attributes, chars_max)
         parts += (self._source, _field(b"\x4a", _key_value(SOURCE_SEQ, seq)))

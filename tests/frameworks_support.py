@@ -43,6 +43,20 @@ COMMANDS: dict[str, Callable[[int], list[str]]] = {
     "pyramid": _gunicorn("pyramid_app:app"),
     "grpc": lambda port: ["grpc_app.py", str(port)],
     "grpc-aio": lambda port: ["grpc_aio_app.py", str(port)],
+    # a span of the application's own around each request
+    "flask-within": _gunicorn("within_app:wsgi"),
+    "fastapi-within": _uvicorn("within_app:asgi"),
+    # auditing installed by the application
+    "install-fastapi": lambda port: ["install_fastapi.py", str(port)],
+    "install-flask": lambda port: ["install_flask.py", str(port)],
+    "install-grpc": lambda port: ["install_grpc.py", str(port)],
+    "install-aiohttp": lambda port: ["install_aiohttp.py", str(port)],
+    "install-tornado": lambda port: ["install_tornado.py", str(port)],
+    "install-django-wsgi": _gunicorn("install_django:application"),
+    "install-django-asgi": _uvicorn("install_django:asgi"),
+    "install-starlette": _uvicorn("install_others:app"),
+    "install-falcon": _gunicorn("install_others:app"),
+    "install-pyramid": _gunicorn("install_others:app"),
 }
 """Arguments of Python by name of the service."""
 
@@ -134,7 +148,6 @@ def services(
     *,
     sink: Sink | None = None,
     before: tuple[str, ...] = (),
-    extra: Mapping[str, list[str]] | None = None,
     instrument: bool = True,
 ) -> Iterator[dict[str, Running]]:
     """Services of these names, started side by side, ready to serve.
@@ -145,7 +158,6 @@ def services(
         env: their environment.
         sink: where their records arrive.
         before: a script and its arguments that run the command.
-        extra: more arguments of a command.
         instrument: whether `opentelemetry-instrument` starts them.
     """
     path = os.pathsep.join([str(BIN), env.get("PATH", "")])
@@ -155,11 +167,13 @@ def services(
         port = free_port()
         log = folder / f"{name}.log"
         own = {"OTEL_SERVICE_NAME": name, "OTEL_AUDIT_SPOOL_DIR": str(folder / "spool")}
+        if name.startswith("install-"):
+            own["SERVICE"] = f"{name.removeprefix('install-')}_app"
         if name.startswith("django"):  # OpenTelemetry's instrumentation reads it before the application can set it
             own["DJANGO_SETTINGS_MODULE"] = "django_settings"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*start, *before, *COMMANDS[name](port), *(extra or {}).get(name, [])],
+                [*start, *before, *COMMANDS[name](port)],
                 cwd=APPS,
                 env={**env, **own, "PATH": path},
                 stdout=output,

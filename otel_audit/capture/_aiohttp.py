@@ -83,6 +83,8 @@ def audit_aiohttp(calls: Calls, module: Any) -> None:
 async def _serve(call: Call, request: Any, handler: _Handler) -> Any:
     """Run the handler with the call in its context, and note what aiohttp is going to answer."""
     answer = call.correct = _Answer()
+    if request.headers.get("Upgrade", "").lower() == "websocket":
+        call.usual_action = "connect"
     token = attach(set_value(CALL_KEY, call))
     try:
         response = await handler(request)
@@ -94,9 +96,7 @@ async def _serve(call: Call, request: Any, handler: _Handler) -> Any:
         raise
     finally:
         detach(token)
-    if hasattr(response, "close_code"):
-        call.usual_action = "connect"
-        answer.close_code = response.close_code
+    answer.close_code = getattr(response, "close_code", None)
     return response
 
 

@@ -35,6 +35,8 @@ class _Handled:
     def __call__(self, said: dict[str, Any], span: ReadableSpan) -> None:
         route = (span.name or "").partition(" ")[2]  # "GET /things/{id}"; nothing else names it
         if route.startswith("/"):
+            for name in self.handler.path_kwargs or () if "%s" in route else ():
+                route = route.replace("%s", f"{{{name}}}", 1)
             said.setdefault(_ROUTE, route)
         if self.handler.get_status() == _SWITCHING and not span.events:
             set_status(said, _SWITCHING)
@@ -49,7 +51,8 @@ def audit_tornado(calls: Calls, module: Any) -> None:
         module: `opentelemetry.instrumentation.tornado`.
     """
     _show_handler(calls, module)
-    _end_span_before_response(calls, module)
+    _name_routes_of_any_method(module)
+    _end_span_before_response(module)
 
 
 def _show_handler(calls: Calls, module: Any) -> None:
@@ -73,7 +76,18 @@ def _show_handler(calls: Calls, module: Any) -> None:
     module._start_span = start_span  # noqa: SLF001
 
 
-def _end_span_before_response(calls: Calls, module: Any) -> None:
+def _name_routes_of_any_method(module: Any) -> None:
+    """Keep a method that HTTP does not define from failing in the instrumentation, which would leave no record."""
+    original = module.route_from_rule
+
+    @functools.wraps(original)
+    def route_from_rule(rule: Any, handler: Any) -> Any:
+        return original(rule, handler) if hasattr(handler, handler.request.method.lower()) else None
+
+    module.route_from_rule = route_from_rule
+
+
+def _end_span_before_response(module: Any) -> None:
     import tornado.web
 
     original = tornado.web.RequestHandler.flush
@@ -88,4 +102,4 @@ def _end_span_before_response(calls: Calls, module: Any) -> None:
             finish(None, self, None, mode)
         return original(self, include_footers)
 
-    tornado.web.RequestHandler.flush = flush  # type: ignore[method-assign, assignment]
+    tornado.web.RequestHandler.flush = flush  # type: ignore[method-assign]

@@ -186,8 +186,6 @@ def _rpc_peer(peer: str) -> str | None:
 
 def _rpc_certificate(auth_context: Mapping[str, Any]) -> str | None:
     """The subject of the client's verified certificate: its common name, else its first alternative name."""
-    if not auth_context or "x509_pem_cert" not in auth_context and "x509_common_name" not in auth_context:
-        return None
     for key in ("x509_common_name", "x509_subject_alternative_name"):
         for value in auth_context.get(key) or ():
             text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)

@@ -45,9 +45,9 @@ def correct_http(said: MutableMapping[str, Any], call: Call, span: ReadableSpan)
             said[_ROUTE] = f"{carrier['SCRIPT_NAME'].rstrip('/')}/{route.removeprefix('/')}"
     if route == "":
         del said[_ROUTE]
-    if _STATUS_OLD not in said and _STATUS not in said and (_METHOD_OLD in said or _METHOD in said):
-        if any(event.name == names.EXCEPTION_EVENT for event in span.events):
-            set_status(said, 500)  # whoever catches it, outside of the instrumentation, answers this
+    is_http = _METHOD_OLD in said or _METHOD in said
+    if is_http and status_of(said) is None and any(event.name == names.EXCEPTION_EVENT for event in span.events):
+        set_status(said, 500)  # whoever catches it, outside of the instrumentation, answers this
 
 
 def _mounted_route(scope: Mapping[str, Any]) -> str:

@@ -35,17 +35,18 @@ def hold_asgi_responses(calls: Calls, module: Any) -> None:
         calls: tells which calls are to be synced, and records those that are answered before their span ends.
         module: `opentelemetry.instrumentation.asgi`.
     """
-    middleware = module.OpenTelemetryMiddleware
+    _hold_messages(calls, module.OpenTelemetryMiddleware)
+    _watch_disconnects(module.OpenTelemetryMiddleware)
+
+
+def _hold_messages(calls: Calls, middleware: Any) -> None:
     original = middleware._get_otel_send  # noqa: SLF001 - no hook exists for this
-    original_receive = middleware._get_otel_receive  # noqa: SLF001
 
     @functools.wraps(original)
     def get_send(self: Any, server_span: Any, name: str, scope: Any, send: _Send, *args: Any, **more: Any) -> Any:
-        if not server_span.is_recording():
-            return original(self, server_span, name, scope, send, *args, **more)
-        call = calls.hold(server_span)
+        call = calls.hold(server_span) if server_span.is_recording() else None
         if call is None:
-            _note_inner_route(scope, server_span)
+            _note_inner_route(scope, args[0] if args else more.get("duration_attrs"))
             return original(self, server_span, name, scope, send, *args, **more)
         held: list[_Message] = []
 
@@ -53,7 +54,6 @@ def hold_asgi_responses(calls: Calls, module: Any) -> None:
             held.append(message)
 
         account = original(self, server_span, name, scope, hold_back, *args, **more)
-        answer: _Answer | _WebSocket
         answer = _WebSocket(call) if scope["type"] == "websocket" else _Answer(scope)
 
         async def audited_send(message: _Message) -> None:
@@ -68,9 +68,15 @@ def hold_asgi_responses(calls: Calls, module: Any) -> None:
 
         return audited_send
 
-    @functools.wraps(original_receive)
+    middleware._get_otel_send = get_send  # noqa: SLF001
+
+
+def _watch_disconnects(middleware: Any) -> None:
+    original = middleware._get_otel_receive  # noqa: SLF001
+
+    @functools.wraps(original)
     def get_receive(self: Any, name: str, scope: Any, receive: _Receive, *args: Any, **more: Any) -> Any:
-        inner = original_receive(self, name, scope, receive, *args, **more)
+        inner = original(self, name, scope, receive, *args, **more)
         call = current_call() if scope["type"] == "websocket" else None
         if call is None or call.carrier is not scope:
             return inner
@@ -83,15 +89,13 @@ def hold_asgi_responses(calls: Calls, module: Any) -> None:
 
         return audited_receive
 
-    middleware._get_otel_send = get_send  # noqa: SLF001
     middleware._get_otel_receive = get_receive  # noqa: SLF001
 
 
-def _note_inner_route(scope: Any, span: Any) -> None:
+def _note_inner_route(scope: Any, attributes: Any) -> None:
     """An application within an application: its own instrumentation knows its part of the route."""
-    if MOUNT_KEY in scope:
-        route = span.attributes.get(names.HTTP_ROUTE[0])
-        scope[INNER_KEY] = scope[MOUNT_KEY], route
+    if MOUNT_KEY in scope and isinstance(attributes, Mapping):
+        scope[INNER_KEY] = scope[MOUNT_KEY], attributes.get(names.HTTP_ROUTE[0])
 
 
 class _Answer:

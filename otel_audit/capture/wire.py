@@ -168,10 +168,11 @@ class SpanEncoder:
             end_ns: when it ended, Unix time, where the span does not know.
         """
         kind = _SERVED if served else _OTLP_KIND_OF.get(span.kind.value, 0)
-        times = span.start_time or 0, span.end_time or end_ns or span.start_time or 0
-        body = self._span(span, kind, times, attributes, seq, None)
+        start_ns = span.start_time or 0
+        head = kind, start_ns, span.end_time or end_ns or start_ns
+        body = self._span(span, head, attributes, seq, None)
         if len(body) > SPAN_BYTES_MAX:
-            body = self._span(span, kind, times, attributes, seq, _CUT_CHARS)
+            body = self._span(span, head, attributes, seq, _CUT_CHARS)
         resource, resource_schema = self._resource(span.resource)
         scope, scope_schema = self._scope(span.instrumentation_scope)
         return EncodedSpan(resource, resource_schema, scope, scope_schema, _field(b"\x12", body))
@@ -196,8 +197,7 @@ class SpanEncoder:
     def _span(
         self,
         span: ReadableSpan,
-        kind: int,
-        times_ns: tuple[int, int],
+        head: tuple[int, int, int],  # kind, start and end
         attributes: Mapping[str, Any],
         seq: int,
         chars_max: int | None,
@@ -222,8 +222,8 @@ class SpanEncoder:
         parts += (
             _field(b"\x2a", _utf8(span.name, chars_max)),
             b"\x30",
-            _ONE_BYTE[kind],
-            _TIMES.pack(0x39, times_ns[0], 0x41, times_ns[1]),
+            _ONE_BYTE[head[0]],
+            _TIMES.pack(0x39, head[1], 0x41, head[2]),
         )
         self._add_attributes(parts, attributes, chars_max)
         parts += (self._source, _field(b"\x4a", _key_value(SOURCE_SEQ, seq)))

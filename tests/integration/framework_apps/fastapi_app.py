@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI, HTTPException, Request, Response, WebSocket
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import StreamingResponse
 
 app = FastAPI()
 sub = FastAPI()
 deep = FastAPI()
+leaves = APIRouter(prefix="/leaves")
 
 
 @app.middleware("http")
@@ -57,7 +58,7 @@ async def read_item(item_id: int) -> dict[str, int]:
     return {"id": item_id}
 
 
-@deep.get("/leaves/{leaf_id}")
+@leaves.get("/{leaf_id}")
 async def read_leaf(leaf_id: int) -> dict[str, int]:
     return {"id": leaf_id}
 
@@ -77,5 +78,6 @@ async def room(websocket: WebSocket, room: str) -> None:
         await websocket.send_text(await websocket.receive_text())
 
 
+deep.include_router(leaves)
 sub.mount("/deep/{place}", deep)
 app.mount("/sub", sub)

@@ -115,15 +115,32 @@ class Running:
         finally:
             connection.close()
 
-    def rpc(self, name: str, headers: Mapping[str, str] | None = None, *, target: str = "", **channel: Any) -> Any:
+    def rpc(self, name: str, headers: Mapping[str, str] | None = None) -> Any:
         """The status code of a gRPC call, all its messages read."""
-        with grpc.insecure_channel(target or f"127.0.0.1:{self.port}", **channel) as opened:
-            return rpc(opened, name, headers)
+        with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
+            return rpc(channel, name, headers)
+
+    def answer(
+        self, method: str, path: str = "", headers: Mapping[str, str] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """Status and record of one call: of a request, or without a path of the gRPC method `method`."""
+        statuses: list[int] = []
+        body = b"" if method == "POST" else None
+
+        def call() -> None:
+            if path:
+                statuses.append(self.request(method, path, headers, body=body))
+            else:
+                statuses.append(self.rpc(method, headers).value[0])
+
+        record = self.record(call)
+        return statuses[0], record
 
 
 def rpc(channel: grpc.Channel, name: str, headers: Mapping[str, str] | None = None) -> Any:
     """The status code of a call of the method `name`, all its messages read."""
-    call = channel.unary_stream(f"/{SERVICE}/{name}")(b"", metadata=tuple((headers or {}).items()), timeout=20)
+    method: Any = channel.unary_stream(f"/{SERVICE}/{name}")
+    call = method(b"", metadata=tuple((headers or {}).items()), timeout=20)
     try:
         for _ in call:
             pass

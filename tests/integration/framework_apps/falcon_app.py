@@ -39,7 +39,7 @@ class Stream:
         resp.stream = _chunks()
 
 
-def sink(req: falcon.Request, resp: falcon.Response) -> None:
+def sink(req: falcon.Request, resp: falcon.Response, **captured: str | None) -> None:
     resp.text = "swallowed"
 
 

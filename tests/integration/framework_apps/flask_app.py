@@ -21,12 +21,12 @@ def create_thing() -> Response:
 
 
 @app.get("/refused")
-def refused() -> None:
+def refused() -> str:
     abort(403)
 
 
 @app.get("/broken")
-def broken() -> None:
+def broken() -> str:
     raise RuntimeError("out of order")
 
 

@@ -48,7 +48,7 @@ streams = {"Stream": stream, "BreakStream": break_stream}
 
 async def serve(port: int) -> None:
     server = grpc.aio.server()
-    handlers = {
+    handlers: dict[str, Any] = {
         **{name: grpc.unary_unary_rpc_method_handler(f) for name, f in unary.items()},
         **{name: grpc.unary_stream_rpc_method_handler(f) for name, f in streams.items()},
     }

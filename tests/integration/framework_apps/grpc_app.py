@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -59,25 +58,18 @@ unary = {
 streams = {"Stream": stream, "BreakStream": break_stream}
 
 
-def make(port: int, tls: Path | None) -> grpc.Server:
+def make(port: int) -> grpc.Server:
     server = grpc.server(ThreadPoolExecutor(4))
-    handlers = {
+    handlers: dict[str, Any] = {
         **{name: grpc.unary_unary_rpc_method_handler(f) for name, f in unary.items()},
         **{name: grpc.unary_stream_rpc_method_handler(f) for name, f in streams.items()},
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("crm.v1.Things", handlers),))
     server.add_insecure_port(f"127.0.0.1:{port}")
-    if tls is not None:
-        pair = ((tls / "server.key").read_bytes(), (tls / "server.pem").read_bytes())
-        ca = (tls / "ca.pem").read_bytes()
-        credentials = grpc.ssl_server_credentials((pair,), ca, require_client_auth=True)
-        server.add_secure_port(f"unix:{tls / 'tls.sock'}", credentials)
-        server.add_insecure_port(f"unix:{tls / 'plain.sock'}")
-        server.add_insecure_port(f"[::1]:{port}")
     return server
 
 
 if __name__ == "__main__":
-    serving = make(int(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    serving = make(int(sys.argv[1]))
     serving.start()
     serving.wait_for_termination()

@@ -12,6 +12,6 @@ GrpcInstrumentorServer().instrument()
 import grpc_app
 
 if __name__ == "__main__":
-    server = grpc_app.make(int(sys.argv[1]), None)
+    server = grpc_app.make(int(sys.argv[1]))
     server.start()
     server.wait_for_termination()

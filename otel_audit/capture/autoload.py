@@ -29,6 +29,7 @@ from otel_audit.capture import settings
 from otel_audit.capture.address import TrustedProxies
 from otel_audit.capture.carriers import CURRENT_SCOPE, PEER_KEY
 from otel_audit.capture.clients import ClientDirectory
+from otel_audit.capture.frameworks import adapt_frameworks
 from otel_audit.capture.identity import IdentityPropagator, IdentityReader
 from otel_audit.capture.metrics import observe
 from otel_audit.capture.operations import operation_of, watch_requests
@@ -36,7 +37,6 @@ from otel_audit.capture.policy import read_policy
 from otel_audit.capture.processor import AuditSpanProcessor, Calls
 from otel_audit.capture.recorder import Recorder
 from otel_audit.capture.resolver import Resolver
-from otel_audit.capture.responses import hold_asgi_responses
 from otel_audit.capture.sampler import AuditSampler
 from otel_audit.capture.settings import Destination
 from otel_audit.capture.tokens import TokenVerifier
@@ -166,9 +166,9 @@ class Capture:
         except Exception as e:
             _log.warning("watch for the operations of calls: %s; some are recorded without audit.operation", e)
         try:
-            hold_asgi_responses(self.calls)
+            adapt_frameworks(self.calls, propagator)
         except Exception as e:
-            _log.warning("hold responses until they are recorded: %s; a kill may lose an answered call", e)
+            _log.warning("adapt frameworks to otel-audit: %s; a kill may lose an answered call", e)
         try:
             _watch_uvicorn(self._on_request, self._on_startup)
         except Exception as e:

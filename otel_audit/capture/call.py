@@ -6,12 +6,12 @@ instrumentation keeps that context from the handler (aiohttp), the span that is 
 be kept in a table by trace, so nothing can grow: a `Call` goes with its context and its span.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from opentelemetry import trace
 from opentelemetry.context import Context, create_key, get_value
-from opentelemetry.sdk.trace import Span
+from opentelemetry.sdk.trace import ReadableSpan, Span
 
 __all__ = ["CALL_KEY", "SPAN_CALL", "Call", "call_in", "current_call"]
 
@@ -41,18 +41,21 @@ class Call:
         "begun",
         "carrier",
         "children",
+        "correct",
         "db_calls",
         "db_ns",
         "held",
         "http_calls",
         "http_ns",
         "identity",
+        "internal",
         "mode",
         "recorded",
         "request",
         "seq",
         "span",
         "sync_wanted",
+        "usual_action",
     )
 
     def __init__(self, identity: Mapping[str, str], carrier: Any = None) -> None:
@@ -82,6 +85,12 @@ class Call:
         """Whether its response waits for its record, so that syncing is left to whoever holds it."""
         self.sync_wanted = False
         """Whether the record is made and is to be synced before the response goes."""
+        self.internal = False
+        """Whether its span is of kind INTERNAL, because the application has a span of its own around it."""
+        self.correct: Callable[[dict[str, Any], ReadableSpan], None] | None = None
+        """Puts right what is to be recorded, where the framework knows better than the span; called with the attributes."""
+        self.usual_action: str | None = None
+        """The action where neither a rule nor the application gives one; None: that of method and route."""
 
 
 def call_in(context: Context | None) -> Call | None:

@@ -5,7 +5,9 @@ given when it ends, so that numbers have no gaps for calls that never ended, and
 fail-closed it is given when the call starts, because a record of that must be durable first.
 """
 
+import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -14,8 +16,9 @@ from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind
 
 from otel_audit import names
-from otel_audit.capture.call import SPAN_CALL, Call, call_in
+from otel_audit.capture.call import SPAN_CALL, Call, call_in, current_call
 from otel_audit.capture.children import ChildSpans
+from otel_audit.capture.corrections import correct_http
 from otel_audit.capture.recorder import Recorder
 from otel_audit.capture.redact import Redactor
 from otel_audit.capture.rules import Rules
@@ -28,6 +31,9 @@ __all__ = ["AuditSpanProcessor", "Calls", "is_audited"]
 _log = logging.getLogger("otel_audit.capture")
 
 _OPEN_MAX: Final = 100_000
+_WITHIN: Final = Call({})
+_WITHIN.recorded = True
+"""Stands for the call of a server span within another one for the same request: it has a record already."""
 
 
 def is_audited(span: ReadableSpan) -> bool:
@@ -79,25 +85,37 @@ class Calls:
     def start(self, span: Span, context: Context | None) -> None:
         """A span starts: name the caller on it; in mode fail-closed, refuse it unless that is durable."""
         call = call_in(context)
-        kind = span.kind
-        if kind is SpanKind.SERVER:
-            if call is None:
-                call = Call({})
-            elif call.span is not None or call.recorded:  # another call within this one, in the same process
-                call = Call(call.identity, call.carrier)
-            self._start_call(span, call)
-        elif call is None:
+        if span.kind is SpanKind.SERVER:
+            self._start_server(span, call)
+        elif call is not None:
+            self._start_within(span, call)
+
+    def _start_server(self, span: Span, call: Call | None) -> None:
+        if call is None:
+            call = Call({})
+        elif _is_within(call):
+            _remember(self._open, _id_of(span), _WITHIN)
             return
-        elif kind is SpanKind.CLIENT:
+        elif call.span is not None or call.recorded:  # another call within this one, in the same process
+            call = Call(call.identity, call.carrier)
+        self._start_call(span, call)
+
+    def _start_within(self, span: Span, call: Call) -> None:
+        """A span that is no server span, but may be a call's all the same."""
+        kind = span.kind
+        begins = call.span is None and not call.recorded
+        if kind is SpanKind.CLIENT:
             if call.span is not None:
                 self.children.start(span, call)
+        elif kind is SpanKind.INTERNAL and call.internal and begins:
+            self._start_call(span, call)
         elif names.ACTION in attributes_of(span):
-            if call.span is None and call.is_job and not call.recorded:
+            if call.is_job and begins:
                 self._start_call(span, call)
             else:
                 span.set_attributes(call.identity)
         # What runs within this span finds the call also where the context was not handed on.
-        if kind is not SpanKind.SERVER and not call.recorded:
+        if not call.recorded:
             setattr(span, SPAN_CALL, call)
 
     def _start_call(self, span: Span, call: Call) -> None:
@@ -127,8 +145,9 @@ class Calls:
         kind = span.kind
         context = span.get_span_context()
         span_id = 0 if context is None else context.span_id
-        if kind is SpanKind.SERVER or span_id in self._open:
-            call = self._open.get(span_id) or Call({})
+        call = None if kind is SpanKind.CLIENT else self._open.get(span_id)
+        if kind is SpanKind.SERVER or call is not None:
+            call = call or Call({})
             try:
                 if not call.recorded:
                     self.record(span, call)
@@ -142,8 +161,25 @@ class Calls:
             shown = self._redacted(attributes)
             self.recorder.record(self._redacted_span(span), shown, sync=self._mode != "async")
 
-    def record(self, span: ReadableSpan, call: Call) -> None:
-        """Record a call, and sync it where its mode wants that and nobody else will."""
+    def answered(self, call: Call) -> None:
+        """The answer of a call is about to go although its span goes on: record it now, as of this moment. Never raises.
+
+        What happens in the call afterwards is not on its record.
+        """
+        try:
+            if call.span is not None and not call.recorded:
+                self.record(call.span, call, end_ns=time.time_ns())
+        except Exception:
+            _log.exception("record a call: a fault in otel-audit; the call goes on, its record may be lost")
+
+    def record(self, span: ReadableSpan, call: Call, *, end_ns: int = 0) -> None:
+        """Record a call, and sync it where its mode wants that and nobody else will.
+
+        Args:
+            span: its span.
+            call: the call.
+            end_ns: when it ended, Unix time, where its span has not.
+        """
         said = self._said(span, call)
         mode = call.mode
         if mode is None:
@@ -152,8 +188,14 @@ class Calls:
                 mode = self._modes.mode_at_end(said, said.get(names.OPERATION)) or mode
         durable = mode != "async"
         self._finish(call)
-        shown = self._redacted(said)
-        self.recorder.record(self._redacted_span(span), shown, seq=call.seq, sync=durable and not call.held)
+        self.recorder.record(
+            self._redacted_span(span),
+            self._redacted(said),
+            served=not call.is_job,
+            end_ns=end_ns,
+            seq=call.seq,
+            sync=durable and not call.held,
+        )
         call.sync_wanted = durable and call.held
 
     def _finish(self, call: Call) -> None:
@@ -165,20 +207,29 @@ class Calls:
         self.children.forget(call)
 
     def hold(self, span: Span) -> Call | None:
-        """The call of a server span whose response is held until its record is made."""
-        call = self._open.get(_id_of(span))
+        """The call of a server span whose response is held until its record is made and synced."""
+        call = self.of(span)
         if call is not None:
             call.held = True
         return call
 
+    def of(self, span: Span) -> Call | None:
+        """The call whose server span `span` is; None when it is not the span of an open call."""
+        call = self._open.get(_id_of(span))
+        return None if call is _WITHIN else call
+
+    async def sync_held(self, call: Call | None) -> None:
+        """Sync the record of a held call where its mode wants that, off the event loop."""
+        if call is not None and call.sync_wanted:
+            call.sync_wanted = False
+            await asyncio.get_running_loop().run_in_executor(None, self.recorder.sync)
+
     def _said(self, span: ReadableSpan, call: Call) -> dict[str, Any]:
         """The attributes of a call's record: the span's, and what is known beside it."""
-        said = dict(attributes_of(span))
-        if span.dropped_attributes:  # the SDK keeps 128, and drops the oldest: the request, and the caller's name
-            said = {**call.begun, **call.identity, **said}
-        cut_at = _length_limit(call.span)
-        if cut_at is not None:  # the SDK's limit on values is not for the caller's name
-            said.update({k: v for k, v in call.identity.items() if len(v) > cut_at and said.get(k) == v[:cut_at]})
+        said = _unlimited(span, call)
+        if call.correct is not None:
+            call.correct(said, span)
+        correct_http(said, call, span)
         if self._operation_of is not None:
             operation = self._operation_of(call.carrier if call.request is None else call.request, said)
             if operation is not None:
@@ -192,6 +243,8 @@ class Calls:
         if self._rules is not None and not self._rules.empty:
             for name, value in self._rules.names_for(said, said.get(names.OPERATION)).items():
                 said.setdefault(name, value)
+        if call.usual_action is not None:
+            said.setdefault(names.ACTION, call.usual_action)
         return said
 
     def _redacted(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -199,6 +252,18 @@ class Calls:
 
     def _redacted_span(self, span: ReadableSpan) -> ReadableSpan:
         return span if self._redactor is None else self._redactor.span(span)
+
+
+def _is_within(call: Call) -> bool:
+    """Whether the same request is being traced once more, as for an application within an application."""
+    around = current_call()
+    return (
+        around is not None
+        and around is not call
+        and around.carrier is call.carrier is not None
+        and around.span is not None
+        and not around.recorded
+    )
 
 
 def _id_of(span: Span) -> int:
@@ -212,6 +277,17 @@ def _remember(calls: dict[int, Call], span_id: int, call: Call) -> None:
             del calls[next(iter(calls))]
         except (KeyError, StopIteration, RuntimeError):  # another thread was at it
             return
+
+
+def _unlimited(span: ReadableSpan, call: Call) -> dict[str, Any]:
+    """The span's attributes; what the SDK's limits took of the request and the caller's name is there again."""
+    said = dict(attributes_of(span))
+    if span.dropped_attributes:  # the SDK keeps 128, and drops the oldest
+        said = {**call.begun, **call.identity, **said}
+    cut_at = _length_limit(call.span)
+    if cut_at is not None:
+        said.update({k: v for k, v in call.identity.items() if len(v) > cut_at and said.get(k) == v[:cut_at]})
+    return said
 
 
 def _length_limit(span: Span | None) -> int | None:

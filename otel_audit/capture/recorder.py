@@ -131,13 +131,22 @@ class Recorder:
 
     # --- calls -------------------------------------------------------------------------------------------------------------
     def record(
-        self, span: ReadableSpan, attributes: Mapping[str, Any], *, seq: int | None = None, sync: bool = False
+        self,
+        span: ReadableSpan,
+        attributes: Mapping[str, Any],
+        *,
+        served: bool = False,
+        end_ns: int = 0,
+        seq: int | None = None,
+        sync: bool = False,
     ) -> bool:
         """Number and spool a call; False when it had to be dropped.
 
         Args:
             span: the call.
             attributes: what its record is to say, instead of the span's own.
+            served: whether it was served here, of whatever kind its span is.
+            end_ns: when it ended, Unix time, where its span has not.
             seq: its number, when it was given as the call began.
             sync: whether to return only when the record survives the loss of power.
         """
@@ -145,7 +154,7 @@ class Recorder:
         if not self._begun:
             self.begin(span.resource)
         number = self.source.next_seq() if seq is None else seq
-        kept = self._put(number, self.source.encoder.encode(span, attributes, number))
+        kept = self._put(number, self.source.encoder.encode(span, attributes, number, served=served, end_ns=end_ns))
         if kept and seq is not None:
             self.spool.end_call(seq)
         if kept and sync:
@@ -162,7 +171,7 @@ class Recorder:
             self.begin(span.resource)
         number = self.source.next_seq()
         said = {**attributes, names.INCOMPLETE: True, names.OUTCOME: "unknown"}
-        record = self.source.encoder.encode(span, said, number)
+        record = self.source.encoder.encode(span, said, number, served=True)
         try:
             self.spool.begin_call(number, record)
         except (OSError, CaptureError) as e:

@@ -45,6 +45,7 @@ class AuditSampler(Sampler):
         result = self.inner.should_sample(parent_context, trace_id, name, kind, attributes, *args, **kwargs)
         if result.decision is Decision.DROP and (
             kind is SpanKind.SERVER
+            or (kind is SpanKind.INTERNAL and _starts_call(parent_context))
             or (attributes and ACTION in attributes)
             or (self._child_spans and self._belongs_to_a_call(kind, parent_context))
         ):
@@ -63,3 +64,9 @@ class AuditSampler(Sampler):
     def get_description(self) -> str:
         """`AuditSampler` and what it wraps."""
         return f"AuditSampler{{{self.inner.get_description()}}}"
+
+
+def _starts_call(context: Context | None) -> bool:
+    """Whether the span that starts is that of a call, within a span of the application's."""
+    call = call_in(context)
+    return call is not None and call.internal and call.span is None and not call.recorded

@@ -41,6 +41,7 @@ _KIND_FIELDS: Final = {kind: bytes((0x30, kind.value + 1)) for kind in SpanKind}
 """Field 6 of `Span`: the SDK counts kinds from INTERNAL = 0, OTLP from UNSPECIFIED = 0."""
 _SEQ_BYTES: Final = len(SOURCE_SEQ) + 5
 """Length of the attribute with a record's number, but for the number."""
+_SERVED: Final = _KIND_FIELDS[SpanKind.SERVER]
 _HAS_IS_REMOTE: Final = 0x100
 _IS_REMOTE: Final = 0x200
 _FLAGS: Final = struct.Struct("<HI")
@@ -174,11 +175,24 @@ class SpanEncoder:
         self._resources: dict[int, tuple[Resource, bytes, bytes]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope | None, bytes, bytes]] = {}
 
-    def encode(self, span: ReadableSpan, attributes: Mapping[str, Any], seq: int) -> EncodedSpan:
-        """`span` as record number `seq` of this source, with `attributes` instead of its own."""
-        body = self._span(span, attributes, seq, None)
+    def encode(
+        self, span: ReadableSpan, attributes: Mapping[str, Any], seq: int, *, served: bool = False, end_ns: int = 0
+    ) -> EncodedSpan:
+        """`span` as record number `seq` of this source, with `attributes` instead of its own.
+
+        Args:
+            span: the span.
+            attributes: what is said instead of its own.
+            seq: the record's number.
+            served: whether it is a call that was served, of whatever kind the span is.
+            end_ns: when it ended, Unix time, where the span does not know.
+        """
+        kind = _SERVED if served else _KIND_FIELDS.get(span.kind, b"")
+        start_ns = span.start_time or 0
+        head = kind, start_ns, span.end_time or end_ns or start_ns
+        body = self._span(span, head, attributes, seq, None)
         if len(body) > SPAN_BYTES_MAX:
-            body = self._span(span, attributes, seq, _CUT_CHARS)
+            body = self._span(span, head, attributes, seq, _CUT_CHARS)
         resource, resource_schema = self._resource(span.resource)
         scope, scope_schema = self._scope(span.instrumentation_scope)
         return EncodedSpan(resource, resource_schema, scope, scope_schema, _field(b"\x12", body))
@@ -200,7 +214,14 @@ class SpanEncoder:
         scope = _field(b"\x0a", _field(b"\x0a", b"otel_audit"))
         return EncodedSpan(shared, schema, scope, b"", _field(b"\x12", b"".join(parts)))
 
-    def _span(self, span: ReadableSpan, attributes: Mapping[str, Any], seq: int, chars_max: int | None) -> bytes:
+    def _span(
+        self,
+        span: ReadableSpan,
+        head: tuple[bytes, int, int],  # field of the kind, start and end
+        attributes: Mapping[str, Any],
+        seq: int,
+        chars_max: int | None,
+    ) -> bytes:
         context = span.get_span_context()
         if context is None:
             raise ValueError("a span without a context")
@@ -213,11 +234,10 @@ class SpanEncoder:
             parts.append(b"\x22\x08" + parent.span_id.to_bytes(8, "big"))
             if parent.is_remote:
                 flags |= _IS_REMOTE
-        start = span.start_time or 0
         parts += (
             _field(b"\x2a", _utf8(span.name, chars_max)),
-            _KIND_FIELDS.get(span.kind, b""),
-            _TIMES.pack(0x39, start, 0x41, span.end_time or start),
+            head[0],
+            _TIMES.pack(0x39, head[1], 0x41, head[2]),
         )
         self._add_attributes(parts, attributes, chars_max)
         number = _varint(seq)

@@ -1,0 +1,92 @@
+"""What a record must say of a call although its span does not: the whole route, the status after an exception.
+
+Instrumentations see a call from where they sit. What they get wrong for one framework only is put right in the module of
+that framework; here is what holds for HTTP in general, and how WebSocket calls end.
+"""
+
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final
+
+from opentelemetry.sdk.trace import ReadableSpan
+
+from otel_audit import names
+from otel_audit.capture.call import Call
+
+__all__ = ["INNER_KEY", "MOUNT_KEY", "close_outcome", "correct_http", "set_status", "status_of"]
+
+MOUNT_KEY: Final = "otel_audit.mount"
+"""ASGI scope key: the routes of the mounts that the request went through, as one text; see `_starlette`."""
+INNER_KEY: Final = "otel_audit.inner"
+"""ASGI scope key: what a mounted application's own instrumentation says: the mounts before it, and its route."""
+
+_ROUTE: Final = names.HTTP_ROUTE[0]
+_METHOD, _METHOD_OLD = names.HTTP_METHOD
+_STATUS, _STATUS_OLD = names.HTTP_STATUS
+
+_CLOSED_WELL: Final = frozenset({1000, 1001, 1005})
+_CLOSED_DENIED: Final = frozenset({1008, 3000, 3003, 4401, 4403})
+"""Policy violation; Unauthorized and Forbidden (RFC 6455 registry), and how applications write 401 and 403."""
+
+
+def correct_http(said: MutableMapping[str, Any], call: Call, span: ReadableSpan) -> None:
+    """Put right what `said` says of an HTTP call; leaves other calls alone.
+
+    Args:
+        said: attributes of its record.
+        call: the call.
+        span: its span.
+    """
+    carrier = call.carrier
+    route = said.get(_ROUTE)
+    if type(carrier) is dict:
+        if MOUNT_KEY in carrier:
+            said[_ROUTE] = _mounted_route(carrier)
+        elif route and carrier.get("SCRIPT_NAME"):  # an application within an application, or below a prefix
+            said[_ROUTE] = f"{carrier['SCRIPT_NAME'].rstrip('/')}/{route.removeprefix('/')}"
+    if route == "":
+        del said[_ROUTE]
+    is_http = _METHOD_OLD in said or _METHOD in said
+    if is_http and status_of(said) is None and any(event.name == names.EXCEPTION_EVENT for event in span.events):
+        set_status(said, 500)  # whoever catches it, outside of the instrumentation, answers this
+
+
+def _mounted_route(scope: Mapping[str, Any]) -> str:
+    """The route of a request that went through mounts: theirs, and that of the application behind them."""
+    mounts: str = scope[MOUNT_KEY]
+    before, inner = scope.get(INNER_KEY, ("", None))
+    if inner is not None and before == mounts:
+        return f"{mounts}{inner}"
+    route = scope.get("route")
+    path = getattr(route, "path", None)
+    if not isinstance(path, str) or hasattr(route, "routes"):  # nothing matched behind the last mount
+        return mounts or "/"
+    return f"{mounts}{path}"
+
+
+def status_of(said: Mapping[str, Any]) -> object:
+    """The HTTP status that `said` names; None when there is none."""
+    return said.get(_STATUS, said.get(_STATUS_OLD))
+
+
+def set_status(said: MutableMapping[str, Any], status: int) -> None:
+    """Have `said` name this HTTP status, in the conventions it is written in."""
+    if _STATUS_OLD in said or (_METHOD_OLD in said and _METHOD not in said):
+        said[_STATUS_OLD] = status
+    if _STATUS in said or _METHOD in said or _STATUS_OLD not in said:
+        said[_STATUS] = status
+
+
+def close_outcome(code: int | None, *, by_client: bool) -> str:
+    """The outcome of a WebSocket call that was closed with `code` (RFC 6455, section 7.4); None: with none.
+
+    Args:
+        code: the code that whoever closed it gave.
+        by_client: whether that was the client.
+    """
+    if code is None or code in _CLOSED_WELL:
+        return "success"
+    if by_client:  # the connection broke, or the client did not like something: who knows whose fault it was
+        return "unknown" if code == 1006 else "failure"
+    if code in _CLOSED_DENIED:
+        return "denied"
+    return "error" if code in {1011, 1012, 1013, 1014} else "failure"

@@ -35,7 +35,8 @@ _VERDICTS: Final[tuple["Verdict", ...]] = ("lost", "dropped", "late")
 _HEADS: Final = ("Service", "Instance", "Source", "Missing", "Numbers", "Verdict", "Since", "Until")
 _SOURCE_HEADS: Final = ("Service", "Instance", "Source", "State", "Began", "Last seen", "Records", "Missing")
 _RANGES_SHOWN: Final = 4
-_TIME: Final = "%Y-%m-%d %H:%M:%S"
+_WIDE: Final = 110
+"""Cells from which on there is room for every column."""
 
 
 @click.command(short_help="List records that are missing: from whom, since when, and why.")
@@ -228,9 +229,13 @@ def _print(found: "Sequence[Source]", zone: Zone, *, everything: bool) -> None:
         return
     console = stdout_console()
     console.print(f"Times in {zone.name}", style="dim")
+    wide = console.width >= _WIDE
     if everything:
-        rows = [tuple(map(safe, _source_cells(s, lambda us: zone.moment(us).strftime(_TIME), "-"))) for s in found]
+        rows = [tuple(map(safe, _source_cells(s, lambda us: _time(us, zone, wide=wide), "-"))) for s in found]
         heads, rows = _without_empty(_SOURCE_HEADS, rows)
+        if not wide:
+            began = heads.index("Began")
+            heads, rows = _without(began, heads, rows)
         right = [i for i, h in enumerate(heads) if h in ("Records", "Missing")]
         panels.print_table(console, heads, rows, right=right, cut=[i for i, h in enumerate(heads) if h == "Service"])
     if any(s.missing for s in found):
@@ -246,7 +251,7 @@ def _print_gaps(console: "Console", found: "Sequence[Source]", zone: Zone) -> No
     remarks: dict[str, None] = {}
     for source in found:
         for verdict, count, some in _by_verdict(source):
-            times = ["-" if us is None else zone.moment(us).strftime(_TIME) for us in _ends(some)]
+            times = [_time(us, zone, wide=console.width >= _WIDE) for us in _ends(some)]
             cells = (
                 source.service,
                 source.instance or "-",
@@ -258,12 +263,16 @@ def _print_gaps(console: "Console", found: "Sequence[Source]", zone: Zone) -> No
             rows.append(tuple(map(safe, (*cells, *times))))
             remarks |= {f"{source.id}: {g.reason}": None for g in some if g.reason}
     heads, rows = _without_empty(_HEADS, rows)
-    if console.width < 110 and "Until" in heads:
+    if console.width < _WIDE:
         heads, rows = heads[:-1], [r[:-1] for r in rows]
     cut = [i for i, h in enumerate(heads) if h in ("Service", "Instance", "Numbers")]
     panels.print_table(console, heads, rows, right=[heads.index("Missing")], cut=cut)
     for remark in remarks:
         console.print(safe(remark), style="dim", soft_wrap=True)
+
+
+def _time(us: int | None, zone: Zone, *, wide: bool) -> str:
+    return "-" if us is None else zone.moment(us).strftime("%Y-%m-%d %H:%M:%S" if wide else "%m-%d %H:%M:%S")
 
 
 def _without_empty(
@@ -272,4 +281,10 @@ def _without_empty(
     """Without the column of instances where none is said."""
     if any(row[1] != "-" for row in rows):
         return heads, list(rows)
-    return (heads[0], *heads[2:]), [(row[0], *row[2:]) for row in rows]
+    return _without(1, heads, rows)
+
+
+def _without(
+    column: int, heads: Sequence[str], rows: Sequence[tuple[str, ...]]
+) -> tuple[Sequence[str], list[tuple[str, ...]]]:
+    return (*heads[:column], *heads[column + 1 :]), [(*row[:column], *row[column + 1 :]) for row in rows]

@@ -195,6 +195,8 @@ class RecordTable:
             cell = self._shape.cell(column, row[column], self._zone)
             if column == "outcome" and is_marked(row):
                 cell += "!"
+            elif column == "action" and cell.startswith(names.ACTION_OWN_PREFIX):
+                cell = _tail(cell, self._widths[column])
             text.append(self._shape.gap if i else "")
             filled = padded(cell, self._widths[column], right=column in _RIGHT)
             text.append(filled, "dim" if cell == "-" or column == "seq" else style if column == "outcome" else "")
@@ -209,6 +211,11 @@ class RecordTable:
     def caption(self) -> str:
         """What the times mean."""
         return f"{self.day}, times in {self._zone.name}" if self.day else f"Times in {self._zone.name}"
+
+
+def _tail(text: str, width: int) -> str:
+    """`text`, or its end: what tells the records that sources make about themselves apart is their last word."""
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
 
 
 def shrunk(widths: dict[str, int], least: dict[str, int], room: int) -> dict[str, int]:

@@ -5,6 +5,7 @@ What the tracker suspects is looked up in the log before anyone is told: memory 
 
 import logging
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,7 @@ _log = logging.getLogger("otel_audit.sources")
 _EVERY_S: Final = 5.0
 _STOP_S: Final = 10.0
 _RANGES_SAID: Final = 10
+_REST: Final = 10  # times as long as the last look took, so that looking never takes more than a tenth of a core
 _MEMORY_BYTES: Final = 128 << 20
 
 
@@ -52,6 +54,7 @@ class Watch:
         every_s = min(self._tracker.late_s / 4, _EVERY_S)
         learned = failed = False
         while True:
+            started_s = time.monotonic()
             try:
                 if not learned:
                     self._learn()
@@ -63,7 +66,8 @@ class Watch:
                 if not failed:
                     _log.warning("look for missing records: %s; it is tried again", e)
                 failed = True
-            if self._ending.wait(every_s):
+            took_s = time.monotonic() - started_s
+            if self._ending.wait(max(every_s, _REST * took_s)):
                 self._tell_events()
                 return
 

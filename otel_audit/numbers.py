@@ -61,7 +61,7 @@ class Numbers:
 
     __slots__ = ("_firsts", "_lasts", "_noticed", "_ranges_max", "exact_from")
 
-    def __init__(self, ranges_max: int = 1_000) -> None:
+    def __init__(self, ranges_max: int = 200) -> None:
         self._ranges_max = ranges_max
         self._firsts: list[int] = []
         self._lasts: list[int] = []

@@ -24,7 +24,8 @@ SOURCES_MAX: Final = 10_000
 """Sources that are remembered; beyond, those that ended go first, then those that have been silent longest."""
 _EVICTED_AT_ONCE: Final = SOURCES_MAX // 10
 _EVENTS_MAX: Final = 1_000
-_HOLES_TOLD_MAX: Final = 10_000
+_HOLES_MAX: Final = 200
+_HOLES_TOLD_MAX: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class TrackerStats:
 class _Source:
     """One source; guarded by the tracker's lock."""
 
-    numbers: Numbers = field(default_factory=Numbers)
+    numbers: Numbers = field(default_factory=lambda: Numbers(_HOLES_MAX))
     service: str = ""
     seen: float = 0.0
     ended: bool = False
@@ -176,13 +177,20 @@ class Tracker:
     def suspects(self) -> list[Hole]:
         """Holes that are there for longer than `late_s` and were not told of; the log may yet have what is missing."""
         now = self._clock()
+        found = []
+        for name, source in self._one_by_one():
+            with self._lock:
+                found += [
+                    Hole(name, source.service, first, last)
+                    for (first, last), since in source.numbers.holes()
+                    if now - since >= self.late_s and (first, last) not in source.told
+                ]
+        return found
+
+    def _one_by_one(self) -> list[tuple[str, _Source]]:
+        """The sources, to be looked at with the lock taken for each: the committer must not wait for all of them."""
         with self._lock:
-            return [
-                Hole(name, source.service, first, last)
-                for name, source in self._sources.items()
-                for (first, last), since in source.numbers.holes()
-                if now - since >= self.late_s and (first, last) not in source.told
-            ]
+            return list(self._sources.items())
 
     def learn(
         self,
@@ -215,7 +223,9 @@ class Tracker:
 
     def stats(self) -> TrackerStats:
         """The counts now."""
-        with self._lock:
-            sources = self._sources.values()
-            missing = sum(last - first + 1 for s in sources for (first, last), _ in s.numbers.holes())
-            return TrackerStats(len(sources), sum(not s.ended for s in sources), missing, self._reported)
+        sources = self._one_by_one()
+        missing = 0
+        for _, source in sources:
+            with self._lock:
+                missing += sum(last - first + 1 for (first, last), _ in source.numbers.holes())
+        return TrackerStats(len(sources), sum(not s.ended for _, s in sources), missing, self._reported)

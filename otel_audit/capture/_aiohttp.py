@@ -43,7 +43,7 @@ class _Answer:
         if self.status is not None and (self.final or status_of(said) is None):
             set_status(said, self.status)
         if self.close_code is not None:
-            said[names.OUTCOME] = close_outcome(self.close_code, by_client=True)
+            said[names.OUTCOME] = close_outcome(self.close_code, by_client=False)
 
 
 def audit_aiohttp(calls: Calls, module: Any) -> None:

@@ -43,9 +43,17 @@ class _Handled:
             for name in self.handler.path_kwargs or () if "%s" in route else ():
                 route = route.replace("%s", f"{{{name}}}", 1)
             said.setdefault(_ROUTE, route)
-        if self.handler.get_status() == _SWITCHING and not span.events:
-            set_status(said, _SWITCHING)
+        status = self.handler.get_status()
+        if getattr(self.handler, "_headers_written", False):  # whatever happened then, this is what was answered
+            set_status(said, status)
+        if status == _SWITCHING and not span.events:
             said[names.OUTCOME] = close_outcome(self.handler.close_code, by_client=False)
+        elif span.events and all(map(_is_client_gone, span.events)):
+            said[names.OUTCOME] = "unknown"
+
+
+def _is_client_gone(event: Any) -> bool:
+    return str((event.attributes or {}).get("exception.type", "")).endswith("StreamClosedError")
 
 
 def audit_tornado(calls: Calls, module: Any) -> None:

@@ -18,7 +18,7 @@ from otel_audit.capture.call import CALL_KEY, Call, current_call
 from otel_audit.capture.corrections import close_outcome, set_status, status_of
 from otel_audit.capture.processor import Calls
 
-__all__ = ["audit_aiohttp", "audit_ended_responses"]
+__all__ = ["audit_aiohttp", "audit_begun_responses"]
 
 _Handler = Callable[[Any], Awaitable[Any]]
 
@@ -26,24 +26,28 @@ _Handler = Callable[[Any], Awaitable[Any]]
 class _Answer:
     """What became of a call; put on its record.
 
-    Args:
-        status: what is answered unless the span says otherwise; None when that is not known.
-        close_code: how the WebSocket was closed; None when it was none or is open.
-        final: whether `status` counts more than the span's.
+    `fallback` is the status that aiohttp answers after an exception; `sent` the one that the handler has sent itself;
+    `close_code` how a WebSocket was closed; each None when there is none. `gone` is whether the client went away and the
+    handler failed over that.
     """
 
-    __slots__ = ("close_code", "final", "status")
+    __slots__ = ("close_code", "fallback", "gone", "sent")
 
     def __init__(self) -> None:
-        self.status: int | None = None
+        self.fallback: int | None = None
+        self.sent: int | None = None
         self.close_code: int | None = None
-        self.final = False
+        self.gone = False
 
     def __call__(self, said: dict[str, Any], span: ReadableSpan) -> None:  # noqa: ARG002 - as `Call.correct` is called
-        if self.status is not None and (self.final or status_of(said) is None):
-            set_status(said, self.status)
-        if self.close_code is not None:
-            said[names.OUTCOME] = close_outcome(self.close_code, by_client=True)
+        if self.sent is not None:
+            set_status(said, self.sent)
+        elif self.fallback is not None and status_of(said) is None:
+            set_status(said, self.fallback)
+        if self.gone:
+            said[names.OUTCOME] = "unknown"
+        elif self.close_code is not None:
+            said[names.OUTCOME] = close_outcome(self.close_code, by_client=False)
 
 
 def audit_aiohttp(calls: Calls, module: Any) -> None:
@@ -89,10 +93,11 @@ async def _serve(call: Call, request: Any, handler: _Handler) -> Any:
     try:
         response = await handler(request)
     except TimeoutError:
-        answer.status = 504
+        answer.fallback = 504
         raise
-    except Exception:
-        answer.status = 500  # of an HTTPException the span says its own
+    except Exception as e:
+        answer.fallback = 500  # of an HTTPException the span says its own
+        answer.gone = isinstance(e, ConnectionError) and (request.transport is None or request.transport.is_closing())
         raise
     finally:
         detach(token)
@@ -100,22 +105,30 @@ async def _serve(call: Call, request: Any, handler: _Handler) -> Any:
     return response
 
 
-def audit_ended_responses(calls: Calls, module: Any) -> None:
-    """Record a call before its handler ends the response itself.
+def audit_begun_responses(calls: Calls, module: Any) -> None:
+    """Note what a handler sends itself, and record its call before it ends the response.
 
     Args:
         calls: the calls.
         module: `aiohttp.web_response`.
     """
-    original = module.StreamResponse.write_eof
+    response = module.StreamResponse
+    prepare, write_eof = response.prepare, response.write_eof
 
-    @functools.wraps(original)
-    async def write_eof(self: Any, *args: Any, **more: Any) -> None:
+    @functools.wraps(prepare)
+    async def noting_prepare(self: Any, *args: Any, **more: Any) -> Any:
+        writer = await prepare(self, *args, **more)
+        call = current_call()  # none where aiohttp itself sends what the handler returned
+        if call is not None and isinstance(call.correct, _Answer):
+            call.correct.sent = self.status
+        return writer
+
+    @functools.wraps(write_eof)
+    async def recording_write_eof(self: Any, *args: Any, **more: Any) -> None:
         call = current_call()
         if call is not None and not call.recorded and isinstance(call.correct, _Answer) and self.prepared:
-            call.correct.status, call.correct.final = self.status, True
             calls.answered(call)
             await calls.sync_held(call)
-        await original(self, *args, **more)
+        await write_eof(self, *args, **more)
 
-    module.StreamResponse.write_eof = write_eof
+    response.prepare, response.write_eof = noting_prepare, recording_write_eof

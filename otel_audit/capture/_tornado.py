@@ -5,6 +5,7 @@ the last bytes are written. A WebSocket call ends when the connection does.
 """
 
 import functools
+import logging
 from typing import Any, Final
 
 from opentelemetry.sdk.trace import ReadableSpan
@@ -16,8 +17,12 @@ from otel_audit.capture.processor import Calls
 
 __all__ = ["audit_tornado"]
 
+_log = logging.getLogger("otel_audit.capture")
+
 _ROUTE: Final = names.HTTP_ROUTE[0]
 _SWITCHING: Final = 101
+_TRACED: Final = "_otel_audit_traced"
+"""Attribute of a handler: what its span was started with, which also ends it."""
 
 
 class _Handled:
@@ -38,9 +43,17 @@ class _Handled:
             for name in self.handler.path_kwargs or () if "%s" in route else ():
                 route = route.replace("%s", f"{{{name}}}", 1)
             said.setdefault(_ROUTE, route)
-        if self.handler.get_status() == _SWITCHING and not span.events:
-            set_status(said, _SWITCHING)
-            said[names.OUTCOME] = close_outcome(self.handler.close_code, by_client=True)
+        status = self.handler.get_status()
+        if getattr(self.handler, "_headers_written", False):  # whatever happened then, this is what was answered
+            set_status(said, status)
+        if status == _SWITCHING and not span.events:
+            said[names.OUTCOME] = close_outcome(self.handler.close_code, by_client=False)
+        elif span.events and all(map(_is_client_gone, span.events)):
+            said[names.OUTCOME] = "unknown"
+
+
+def _is_client_gone(event: Any) -> bool:
+    return str((event.attributes or {}).get("exception.type", "")).endswith("StreamClosedError")
 
 
 def audit_tornado(calls: Calls, module: Any) -> None:
@@ -59,10 +72,11 @@ def _show_handler(calls: Calls, module: Any) -> None:
     original = module._start_span  # noqa: SLF001 - no hook exists for this
 
     @functools.wraps(original)
-    def start_span(tracer: Any, handler: Any, *args: Any, **more: Any) -> Any:
+    def start_span(tracer: Any, handler: Any, *conventions: Any) -> Any:
+        setattr(handler, _TRACED, (tracer, conventions))
         token = CURRENT_HANDLER.set(handler)
         try:
-            traced = original(tracer, handler, *args, **more)
+            traced = original(tracer, handler, *conventions)
         finally:
             CURRENT_HANDLER.reset(token)
         call = calls.of(traced.span)
@@ -92,14 +106,15 @@ def _end_span_before_response(module: Any) -> None:
 
     original = tornado.web.RequestHandler.flush
     key = module._HANDLER_CONTEXT_KEY  # noqa: SLF001
-    finish = module._finish_span  # noqa: SLF001
 
     @functools.wraps(original)
     def flush(self: Any, include_footers: bool = False) -> Any:
-        traced = getattr(self, key, None) if include_footers else None
-        if traced is not None and self.get_status() != _SWITCHING:
-            mode = module.TornadoInstrumentor()._sem_conv_opt_in_mode  # noqa: SLF001
-            finish(None, self, None, mode)
+        if include_footers and getattr(self, key, None) is not None and self.get_status() != _SWITCHING:
+            try:
+                tracer, conventions = getattr(self, _TRACED)
+                module._finish_span(tracer, self, None, *conventions)  # noqa: SLF001
+            except Exception:
+                _log.exception("end the span of a call: a fault in otel-audit; it ends after the response")
         return original(self, include_footers)
 
     tornado.web.RequestHandler.flush = flush  # type: ignore[method-assign]

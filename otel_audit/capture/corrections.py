@@ -24,6 +24,8 @@ _METHOD, _METHOD_OLD = names.HTTP_METHOD
 _STATUS, _STATUS_OLD = names.HTTP_STATUS
 
 _CLOSED_WELL: Final = frozenset({1000, 1001, 1005})
+_BROKEN: Final = 1006
+_CLOSED_ERROR: Final = frozenset({1011, 1012, 1013, 1014})
 _CLOSED_DENIED: Final = frozenset({1008, 3000, 3003, 4401, 4403})
 """Policy violation; Unauthorized and Forbidden (RFC 6455 registry), and how applications write 401 and 403."""
 
@@ -80,13 +82,15 @@ def close_outcome(code: int | None, *, by_client: bool) -> str:
     """The outcome of a WebSocket call that was closed with `code` (RFC 6455, section 7.4); None: with none.
 
     Args:
-        code: the code that whoever closed it gave.
-        by_client: whether that was the client.
+        code: the code that it was closed with.
+        by_client: whether the client closed it; False also where nobody can tell.
     """
     if code is None or code in _CLOSED_WELL:
         return "success"
-    if by_client:  # the connection broke, or the client did not like something: who knows whose fault it was
-        return "unknown" if code == 1006 else "failure"
+    if code == _BROKEN:
+        return "unknown"
+    if by_client:
+        return "failure"
     if code in _CLOSED_DENIED:
         return "denied"
-    return "error" if code in {1011, 1012, 1013, 1014} else "failure"
+    return "error" if code in _CLOSED_ERROR else "failure"

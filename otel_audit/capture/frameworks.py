@@ -67,7 +67,7 @@ def adapt_frameworks(calls: Calls, propagator: TextMapPropagator) -> None:
         (
             "aiohttp.web_response",
             "a process that is killed may lose an aiohttp call whose handler ended its response itself",
-            functools.partial(_aiohttp.audit_ended_responses, calls),
+            functools.partial(_aiohttp.audit_begun_responses, calls),
         ),
         (
             _INSTRUMENTATION + "tornado",

@@ -117,11 +117,11 @@ class _Answer:
         if kind == "http.response.start":
             if self._head or message["status"] in _NO_BODY:
                 return True
-            for name, value in message.get("headers", ()):
+            for name, value in message.get("headers") or ():
                 if name.lower() == b"content-length" and value.isdigit():
                     self._left_bytes = int(value)
         elif kind == "http.response.body" and self._left_bytes >= 0:
-            self._left_bytes -= len(message.get("body", b""))
+            self._left_bytes -= len(message.get("body") or b"")
             return self._left_bytes <= 0 and bool(message.get("more_body"))
         return False
 

@@ -60,7 +60,7 @@ def _reload(scene: Scene) -> None:
 
 
 def _pid(answer: str) -> str:
-    return answer.split()[0].strip('"')
+    return answer.split(maxsplit=1)[0].strip('"')
 
 
 def _alive(answer: str) -> bool:

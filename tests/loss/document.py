@@ -27,7 +27,7 @@ fails when a cell comes out otherwise than it says here.
 | **set aside** | the collector refused the record for good: it is kept in `refused.spool` beside the spool, and a loss record in the log tells which number is missing and why |
 | **loses** | calls were made that have no record, and nothing says so |
 
-*Twice*: a process that is killed while it delivers leaves what it has sent to be sent again, with the same identity.
+*n sent again*: also a process that is killed while it delivers leaves what it has sent to be sent again, with the same identity.
 
 *(n by the next process)*: the process that served was gone before it could deliver; the next one that used the same spool
 folder did.
@@ -70,7 +70,7 @@ def _cell(outcome: Outcome, event: Event) -> str:
     verdict = outcome.verdict(event)
     text = f"{outcome.recorded} of {outcome.made}"
     if outcome.duplicates:
-        text += f", {outcome.duplicates} of them twice"
+        text += f", {outcome.duplicates} sent again"
     if verdict == "set aside":
         text += f", {outcome.named} named"
     if outcome.by_next:

@@ -49,7 +49,7 @@ def _cases() -> Iterator[object]:
             )
 
 
-@pytest.mark.parametrize(("row", "pipeline"), _cases())
+@pytest.mark.parametrize(("row", "pipeline"), list(_cases()))
 def test_a_cell(row: Row, pipeline: Pipeline, outcome_of: Outcomes) -> None:
     outcome = outcome_of(row, pipeline)
     assert outcome.verdict(EVENTS[row.event]) == row.expected(pipeline), outcome

@@ -118,7 +118,7 @@ def _http_receiver(authority: Authority, *, mutual: bool) -> Iterator[Peers]:
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            subject: Any = (self.connection.getpeercert() or {}).get("subject", ())  # type: ignore[attr-defined]
+            subject: Any = (self.connection.getpeercert() or {}).get("subject", ())
             peers.take(next((value for part in subject for _, value in part), None))
             self.send_response(200)
             self.send_header("Content-Length", "0")

@@ -2,6 +2,7 @@
 
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 
 from otel_audit.capture.settings import destination
 from otel_audit.capture.transport import Fate, _kept, connect
-from tests.capture_support import free_port, grpc_sink, http_sink
+from tests.capture_support import METHOD, free_port, grpc_sink, http_sink
 
 BODY = ExportTraceServiceRequest(
     resource_spans=[ResourceSpans(scope_spans=[ScopeSpans(spans=[Span(name="GET /")])])]
@@ -79,6 +80,7 @@ def test_grpc_answers(code: str, trailers: Any, fate: Fate, delay_s: float | Non
         (302, {"Location": "http://127.0.0.1:1/"}, Fate.AGAIN, 10.0),
         (401, {}, Fate.AGAIN, 10.0),
         (404, {}, Fate.AGAIN, 10.0),
+        (408, {}, Fate.AGAIN, None),
         (400, {}, Fate.REFUSED, None),
         (413, {}, Fate.REFUSED, None),
     ],
@@ -94,6 +96,26 @@ def test_http_answers(status: int, headers: dict[str, str], fate: Fate, delay_s:
         transport.close()
         assert sink.bodies == [BODY]
         assert sink.metadata[-1]["path"] == "/v1/traces"
+
+
+def test_a_message_that_is_too_large_for_the_server_is_not_tried_again_as_it_is() -> None:
+    """It answers RESOURCE_EXHAUSTED, as when it is only busy; its words tell the difference."""
+    handler = grpc.method_handlers_generic_handler(
+        METHOD.split("/")[1], {"Export": grpc.unary_unary_rpc_method_handler(lambda *_: b"")}
+    )
+    server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.max_receive_message_length", 1000)])
+    server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        transport = connect(destination({}, endpoint=f"http://127.0.0.1:{port}"))
+        answer = transport.send(BODY * 100, 10)
+        assert answer.fate is Fate.REFUSED
+        assert "RESOURCE_EXHAUSTED" in answer.reason
+        assert transport.send(BODY, 10).fate is Fate.KEPT
+        transport.close()
+    finally:
+        server.stop(None).wait()
 
 
 def test_headers_and_compression_are_sent() -> None:

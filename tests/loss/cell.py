@@ -76,13 +76,16 @@ class Outcome:
     aside: int = 0
     named: int = 0
 
-    @property
-    def verdict(self) -> "Verdict":
-        """The outcome in a word."""
+    def verdict(self, event: Event) -> "Verdict":
+        """The outcome of `event` in a word.
+
+        A process that is killed while it delivers leaves what it sent to be sent again: that is no news, and such records
+        have one identity.
+        """
         missing = self.made - self.recorded
         if missing:
             return "set aside" if self.aside >= missing and self.named >= missing else "loses"
-        return "repeats" if self.duplicates else "keeps"
+        return "repeats" if self.duplicates and event.peaceful else "keeps"
 
 
 class Scene:

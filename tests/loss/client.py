@@ -81,14 +81,14 @@ class GrpcClient:
 
     def _start(self, what: str, n: int, trace_id: str, *, sampled: bool) -> Any:
         method = f"/loss.Things/{what}"
-        start = self._channel.unary_stream(method)
+        start: Any = self._channel.unary_stream(method)
         return start(str(n).encode(), timeout=_TIMEOUT_S, metadata=traceparent(trace_id, sampled=sampled))
 
     def call(self, what: str, n: int, *, trace_id: str, sampled: bool = True) -> str | None:
         try:
             return b"".join(self._start(what, n, trace_id, sampled=sampled)).decode()
         except grpc.RpcError as e:
-            code = e.code()  # type: ignore[attr-defined]  # an RpcError of a call has one
+            code = e.code()
             return None if code is grpc.StatusCode.UNAVAILABLE else f"!{code.name}"
 
     def leave(self, what: str, n: int, *, trace_id: str, started: Any, parts: int) -> None:

@@ -1,6 +1,7 @@
 """A collector for the loss matrix, which answers as an event wants it to."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,13 +27,15 @@ class Reply(NamedTuple):
         status: name of a gRPC code, or an HTTP status; empty for success.
         trailers: gRPC trailers or HTTP headers.
         takes: whether it keeps what it was sent.
-        rejects: how many spans it says it rejected, in a success.
+        rejects: whether it keeps no call, and says so in a success.
+        after_s: how long it waits before it answers.
     """
 
     status: str = ""
     trailers: Mapping[str, Any] = {}
     takes: bool = True
-    rejects: int = 0
+    rejects: bool = False
+    after_s: float = 0.0
 
 
 TAKEN = Reply()
@@ -58,7 +61,8 @@ class Collector:
         self.about: list[Span] = []
         """Records that capture makes about itself."""
 
-    def take(self, body: bytes) -> Reply:
+    def take(self, body: bytes) -> tuple[Reply, bytes]:
+        """What to answer, and the body of a success."""
         spans = spans_of(body)
         with self.changed:
             self.attempts += 1
@@ -69,11 +73,12 @@ class Collector:
                 for span in spans:
                     if str(span.attributes.get("audit.action", "")).startswith("otel_audit."):
                         self.about.append(span)
-                    elif span.kind == _SERVER_KIND:
+                    elif span.kind == _SERVER_KIND and not reply.rejects:
                         self.recorded[span.trace_id] += 1
                         self.spans.append(span)
                 self.changed.notify_all()
-        return reply
+        time.sleep(reply.after_s)
+        return reply, _response(sum(span.kind == _SERVER_KIND for span in spans)) if reply.rejects else b""
 
     def wait(self, true: Callable[[], bool], timeout_s: float) -> bool:
         """Whether `true` came to hold within the time; it is asked whenever something arrives."""
@@ -84,10 +89,8 @@ class Collector:
         return self.attempts >= at_least
 
 
-def _response(reply: Reply) -> bytes:
-    if not reply.rejects:
-        return b""
-    partial = ExportTracePartialSuccess(rejected_spans=reply.rejects, error_message="too old")
+def _response(rejected: int) -> bytes:
+    partial = ExportTracePartialSuccess(rejected_spans=rejected, error_message="too old")
     return ExportTraceServiceResponse(partial_success=partial).SerializeToString()
 
 
@@ -96,11 +99,11 @@ def grpc_collector(collector: Collector, port: int) -> Iterator[Collector]:
     """`collector` behind OTLP/gRPC on `port`."""
 
     def export(body: bytes, context: Any) -> bytes:
-        reply = collector.take(body)
+        reply, response = collector.take(body)
         if reply.status:
             context.set_trailing_metadata(tuple(reply.trailers.items()))
             context.abort(grpc.StatusCode[reply.status], "because")
-        return _response(reply)
+        return response
 
     handler = grpc.method_handlers_generic_handler(
         "opentelemetry.proto.collector.trace.v1.TraceService",
@@ -125,8 +128,7 @@ def http_collector(collector: Collector, port: int) -> Iterator[Collector]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            reply = collector.take(self.rfile.read(int(self.headers["Content-Length"])))
-            body = _response(reply)
+            reply, body = collector.take(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(int(reply.status or 200))
             for name, value in reply.trailers.items():
                 self.send_header(name, value)

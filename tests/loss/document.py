@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
-from tests.loss.cell import Outcome, Pipeline, Verdict
-from tests.loss.events import GROUPS
+from tests.loss.cell import PIPELINES, Event, Outcome, Pipeline, Verdict
+from tests.loss.events import EVENTS, GROUPS
 from tests.loss.table import TABLE
 
 PATH = Path(__file__).parents[2] / "docs" / "loss-matrix.md"
@@ -26,6 +26,8 @@ fails when a cell comes out otherwise than it says here.
 | **repeats** | every call has a record, some more than one: the collector took it, and its answer came too late. Both have the same trace and span id, and otel-audit's log keeps one |
 | **set aside** | the collector refused the record for good: it is kept in `refused.spool` beside the spool, and a loss record in the log tells which number is missing and why |
 | **loses** | calls were made that have no record, and nothing says so |
+
+*n sent again*: also a process that is killed while it delivers leaves what it has sent to be sent again, with the same identity.
 
 *(n by the next process)*: the process that served was gone before it could deliver; the next one that used the same spool
 folder did.
@@ -64,11 +66,11 @@ _ROW = re.compile(
 )
 
 
-def _cell(outcome: Outcome) -> str:
-    verdict: str = outcome.verdict
+def _cell(outcome: Outcome, event: Event) -> str:
+    verdict = outcome.verdict(event)
     text = f"{outcome.recorded} of {outcome.made}"
-    if verdict == "repeats":
-        text += f", {outcome.duplicates} of them twice"
+    if outcome.duplicates:
+        text += f", {outcome.duplicates} sent again"
     if verdict == "set aside":
         text += f", {outcome.named} named"
     if outcome.by_next:
@@ -88,7 +90,7 @@ def render(outcomes: Mapping[tuple[str, str, Pipeline], Outcome], calls: int) ->
         )
         for row in TABLE:
             if row.event in names:
-                plain, ours = (_cell(outcomes[row.server, row.event, p]) for p in ("plain", "ours"))  # type: ignore[index]
+                plain, ours = (_cell(outcomes[row.server, row.event, p], EVENTS[row.event]) for p in PIPELINES)
                 parts.append(f"| {row.event} | {row.server} | {plain} | {ours} |\n")
     return "".join(parts)
 

@@ -32,7 +32,7 @@ _RELOADS_THROUGH_EXIT_FUNCTIONS = _ENDS_THROUGH_EXIT_FUNCTIONS | {"flask run"}
 _RETRIED_BY_THE_SDK = {
     "gRPC CANCELLED", "gRPC DEADLINE_EXCEEDED", "gRPC RESOURCE_EXHAUSTED", "gRPC RESOURCE_EXHAUSTED with RetryInfo",
     "gRPC ABORTED", "gRPC OUT_OF_RANGE", "gRPC UNAVAILABLE", "gRPC DATA_LOSS",
-    "HTTP 408", "HTTP 429", "HTTP 429 with Retry-After", "HTTP 502", "HTTP 503", "HTTP 504",
+    "HTTP 429", "HTTP 429 with Retry-After", "HTTP 502", "HTTP 503", "HTTP 504",
 }  # fmt: skip
 _HIDDEN_FROM_THE_SDK = {"1 % sampling", "always_off", "traceparent unsampled"}
 _KEPT_BY_THE_SDK = {"takes records and answers after the deadline at first"}

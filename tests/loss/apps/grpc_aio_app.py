@@ -52,8 +52,8 @@ async def endless(request: bytes, context: Any) -> AsyncIterator[bytes]:
 
 async def main() -> None:
     server = grpc.aio.server()
-    unary = {f.__name__: grpc.unary_unary_rpc_method_handler(f) for f in (call, late, broken, slow)}
-    streams = {f.__name__: grpc.unary_stream_rpc_method_handler(f) for f in (stream, endless)}
+    unary: dict[str, Any] = {f.__name__: grpc.unary_unary_rpc_method_handler(f) for f in (call, late, broken, slow)}
+    streams: dict[str, Any] = {f.__name__: grpc.unary_stream_rpc_method_handler(f) for f in (stream, endless)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("loss.Things", {**unary, **streams}),))
     server.add_insecure_port(f"127.0.0.1:{sys.argv[1]}")
     await server.start()

@@ -58,7 +58,7 @@ def leave(request: bytes, context: Any) -> bytes:
 def main() -> None:
     server = grpc.server(ThreadPoolExecutor(4))
     unary = {"call": call, "late": late, "broken": broken, "slow": slow, "exit": leave}
-    methods = {name: grpc.unary_unary_rpc_method_handler(f) for name, f in unary.items()}
+    methods: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(f) for name, f in unary.items()}
     methods |= {f.__name__: grpc.unary_stream_rpc_method_handler(f) for f in (stream, endless)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("loss.Things", methods),))
     server.add_insecure_port(f"127.0.0.1:{sys.argv[1]}")

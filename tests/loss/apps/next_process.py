@@ -1,4 +1,7 @@
-"""The next process that spools in the same place: ships what others left there, and ends when nothing is left."""
+"""The next process that spools in the same place: ships what others left there, and ends when nothing is left.
+
+With an argument, it waits only for sources whose names begin so.
+"""
 
 import sys
 import time
@@ -16,7 +19,8 @@ def main() -> None:
     capture.recorder.begin(Resource.create({}))
     spool = capture.recorder.spool
     deadline = time.monotonic() + 60
-    while left := [folder for folder in sources(spool.folder.parent) if folder != spool.folder]:
+    prefix = sys.argv[1] if len(sys.argv) > 1 else ""
+    while left := [f for f in sources(spool.folder.parent) if f != spool.folder and f.name.startswith(prefix)]:
         if time.monotonic() > deadline:
             sys.exit(f"not shipped: {left}")
         time.sleep(0.02)

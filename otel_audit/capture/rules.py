@@ -9,7 +9,6 @@ route, and for one segment of a path.
 import json
 import re
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, cast, get_args
 from urllib.parse import unquote, urlsplit
@@ -318,12 +317,17 @@ def _entries(document: Mapping[str, Any], part: str, path: str | Path) -> Iterat
         yield entry, where
 
 
+def _nearest(word: str, known: tuple[str, ...]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, known, 1, 0.5)
+    return f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
+
+
 def _known(entry: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in entry:
         if key not in known:
-            near = get_close_matches(str(key), known, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
-            raise ConfigError(_READ, where, f"unknown key {str(key)[:60]!r}", hint)
+            raise ConfigError(_READ, where, f"unknown key {str(key)[:60]!r}", _nearest(str(key), known))
 
 
 def _text(entry: Mapping[str, Any], key: str, where: str) -> str | None:
@@ -338,9 +342,7 @@ def _text(entry: Mapping[str, Any], key: str, where: str) -> str | None:
 
 def _checked(value: str, key: str, choices: tuple[str, ...], where: str) -> str:
     if value not in choices:
-        near = get_close_matches(value, choices, 1, 0.5)
-        hint = f"did you mean {near[0]}?" if near else f"use {', '.join(choices)}"
-        raise ConfigError(_READ, where, f"no such {key}: {value[:60]!r}", hint)
+        raise ConfigError(_READ, where, f"no such {key}: {value[:60]!r}", _nearest(value, choices))
     return value
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from otel_audit.capture.rules import Rules
-from tests.capture_support import APPS, Sink, Span, environment, grpc_sink
+from tests.capture_support import APPS, Sink, Span, environment, grpc_sink, service
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -62,6 +62,19 @@ def test_handlers_annotate_their_calls_and_operations_are_named_by_themselves(fr
         assert span.attributes.items() >= SAID.items()
     sampled, unsampled = "a1" * 16, "c3" * 16
     assert sorted(s.trace_id for s in found) == [sampled] * (len(found) // 2) + [unsampled] * (len(found) // 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "off"), [("uvicorn", ""), ("uvicorn", "fastapi,asgi"), ("flask", ""), ("gunicorn-uvicorn", "")]
+)
+def test_real_servers_name_operations_too_and_fastapis_own_telemetry_does(kind: str, off: str, tmp_path: Path) -> None:
+    with grpc_sink() as sink:
+        env = environment(OTEL_AUDIT_ENDPOINT=sink.address, OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=off)
+        with service(kind, tmp_path, env) as s:
+            assert s.get("/things/1") == 200
+            assert s.get("/nowhere") == 404
+            found = sink.wait(2)
+        assert [x.attributes.get("audit.operation") for x in found] == ["read_thing", None]
 
 
 # --- what a call took ------------------------------------------------------------------------------------------------------

@@ -302,6 +302,6 @@ def test_the_routes_of_every_framework() -> None:
     assert routes["django"] == [("", "django/<int:pk>", "thing", None)]
     assert routes["aiohttp"] == [("PATCH", "/aiohttp/{x}", "view", "update")]
     assert routes["tornado"] == [("", r"/tornado/(\d+)", "RequestHandler", None)]
-    assert routes["falcon"] == [("GET", "/falcon/{x}", "Resource", "read")]
+    assert routes["falcon"] == [("GET", "/falcon/{x}", "Resource.on_get", "read")]
     assert routes["pyramid"] == [("GET", "/pyramid/{x}", "pyramid-thing", "read")]
     assert routes["grpc"] == [("", "things.Things/Read", None, "Read")]

@@ -7,6 +7,7 @@ import pytest
 from otel_audit._check_run import Ran
 from otel_audit._check_text import text_of
 from otel_audit.check import judge
+from otel_audit.cli import run
 
 COMMAND = ["opentelemetry-instrument", "uvicorn", "shop:app"]
 
@@ -142,3 +143,12 @@ def test_what_a_process_says_cannot_steer_the_terminal() -> None:
         COMMAND, Ran(findings=[findings(log=[complaint])], listens=["a:1"], output="\x1b[31mred"), offline=True
     )
     assert "\x1b" not in text_of(result)
+
+
+def test_the_command_line_of_the_whole_install_hands_over(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["--debug", "check", "--timeout", "5", "--", "no-such-command", "--flag"]) == 2
+    assert "run no-such-command" in capfd.readouterr().err
+    assert run(["check", "--help"]) == 0
+    assert "usage: otel-audit check" in capfd.readouterr().out
+    assert run([]) == 0
+    assert "check " in capfd.readouterr().out

@@ -228,14 +228,18 @@ class _Run:
         self._deadline_s = time.monotonic() + timeout_s
         self._output = (folder / "output").open("w+b")
         environment = {**os.environ, names.ENV_CHECK: str(folder), "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(  # noqa: S603 - the developer's own command
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        try:
+            self.process = subprocess.Popen(  # noqa: S603 - the developer's own command
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except BaseException:
+            self._output.close()
+            raise
 
     def findings(self) -> list[dict[str, Any]]:
         found = []

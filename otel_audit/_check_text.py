@@ -96,6 +96,9 @@ def _settings(said: dict[str, Any]) -> Iterator[str]:
     yield _row(
         "proxies", f"trusted: {', '.join(proxies)}" if proxies else "none trusted: forwarding headers do not count"
     )
+    for name in ("forwarding_header", "certificate_header"):
+        if said.get(name):
+            yield _row(name.replace("_", " ")[:13], said[name])
     if said["rules_path"]:
         yield _row("rules", said["rules_path"])
 

@@ -134,7 +134,7 @@ def _judge_apps(result: Result, *, allow_excluded: bool) -> None:
             listed = ", ".join(f"{r['method']} {r['route']}".strip() for r in hidden[:5]) + (
                 ", ..." if len(hidden) > 5 else ""
             )
-            what = f"{hidden[0]['hidden_by']} hides {len(hidden)} routes from auditing: {listed}"
+            what = f"{hidden[0]['hidden_by']} hides {len(hidden)} route{'s'[: len(hidden) > 1]} from auditing: {listed}"
             note = result.notice if allow_excluded else result.problem
             note("excluded", what, "narrow the pattern; if that is meant: otel-audit check --allow-excluded")
     if process["apps"]:

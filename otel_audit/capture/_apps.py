@@ -117,7 +117,8 @@ def _aiohttp_routes(app: Any) -> Iterator[Route]:
     for route in app.router.routes():
         if route.method != "HEAD" and route.resource is not None:
             method = "" if route.method == "*" else route.method
-            yield Route(method, route.resource.canonical, getattr(route.handler, "__name__", None))
+            name = getattr(route.resource, "name", None) or getattr(route.handler, "__name__", None)
+            yield Route(method, route.resource.canonical, name)
 
 
 def _tornado_routes(app: Any) -> Iterator[Route]:
@@ -134,7 +135,7 @@ def _falcon_routes(app: Any) -> Iterator[Route]:
         waiting += node.children
         for method, responder in (node.method_map or {}).items():
             if getattr(responder, "__self__", None) is node.resource:
-                yield Route(method, node.uri_template, type(node.resource).__name__)
+                yield Route(method, node.uri_template, f"{type(node.resource).__name__}.on_{method.lower()}")
 
 
 def _pyramid_routes(app: Any) -> Iterator[Route]:

@@ -159,6 +159,7 @@ class Report:
         said = {
             field.name: getattr(wanted, field.name) for field in dataclasses.fields(wanted) if field.name not in _SECRET
         }
+        said["mode"] = self._mode()
         said["hash_key"] = "set" if wanted.hash_key else None
         said["destination"] = {
             **{f.name: getattr(to, f.name) for f in dataclasses.fields(to) if f.name != "headers"},
@@ -210,8 +211,13 @@ class Report:
         named = rules.names_for(attributes, route.operation) if rules is not None else {}
         mode = rules.mode_at_end(attributes, route.operation) if rules is not None else None
         said["action"], said["service"] = named.get(names.ACTION), named.get(names.SERVICE)
-        said["mode"] = mode or (self._wanted.mode if self._wanted is not None else None)
+        said["mode"] = mode or self._mode()
         return said
+
+    def _mode(self) -> str | None:
+        """The mode in force, which is not the one asked for where that makes no sense."""
+        in_force = getattr(self._capture, "settings", self._wanted)
+        return None if in_force is None else in_force.mode
 
 
 def _framework(name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from otel_audit.capture._apps import FRAMEWORKS
 from tests.capture_support import APPS, BIN, environment, free_port, grpc_sink, http_sink
 
 CHECK_APPS = Path(__file__).parent / "check_apps"
@@ -282,3 +283,25 @@ def test_usage(words: list[str]) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert "error" in done.stderr
+
+
+def test_the_routes_of_every_framework() -> None:
+    words = [INSTRUMENT, sys.executable, "all_frameworks.py", str(free_port())]
+    found = check(words, environment(), "--offline", cwd=CHECK_APPS, code=1)
+    assert problems(found) == ["no-instrumentation"], "of falcon.asgi"
+    apps = {app["framework"]: app for app in found["process"]["apps"]}
+    assert set(apps) == {*FRAMEWORKS}
+    routes = {
+        name: [(r["method"], r["route"], r["operation"], r["action"]) for r in app["routes"]]
+        for name, app in apps.items()
+    }
+    assert routes["fastapi"][0] == ("GET", "/v1/fastapi/{thing_id}", "readThing", "read")
+    assert ("POST", "/sub/inner", "view", "create") in routes["fastapi"]
+    assert routes["starlette"] == [("DELETE", "/starlette/{x}", "view", "delete")]
+    assert ("PUT", "/flask/<x>", "flask-thing", "update") in routes["flask"]
+    assert routes["django"] == [("", "django/<int:pk>", "thing", None)]
+    assert routes["aiohttp"] == [("PATCH", "/aiohttp/{x}", "view", "update")]
+    assert routes["tornado"] == [("", r"/tornado/(\d+)", "RequestHandler", None)]
+    assert routes["falcon"] == [("GET", "/falcon/{x}", "Resource.on_get", "read")]
+    assert routes["pyramid"] == [("GET", "/pyramid/{x}", "pyramid-thing", "read")]
+    assert routes["grpc"] == [("", "things.Things/Read", None, "Read")]

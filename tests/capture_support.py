@@ -237,7 +237,16 @@ def _listens(port: int) -> bool:
 
 COMMANDS: dict[str, Callable[[int], list[str]]] = {
     "uvicorn": lambda port: ["uvicorn", "fastapi_app:app", "--port", str(port)],
-    "uvicorn-workers": lambda port: ["uvicorn", "fastapi_app:app", "--port", str(port), "--workers", "2"],
+    "uvicorn-workers": lambda port: [
+        "uvicorn",
+        "fastapi_app:app",
+        "--port",
+        str(port),
+        "--workers",
+        "2",
+        "--timeout-worker-healthcheck",  # by default a worker that starts slowly is killed, again and again
+        "120",
+    ],
     "gunicorn": lambda port: ["gunicorn", "flask_app:app", "--bind", f"127.0.0.1:{port}", "--workers", "2"],
     "gunicorn-gthread": lambda port: [
         "gunicorn",

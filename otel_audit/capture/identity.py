@@ -156,8 +156,8 @@ class IdentityReader:
         if certificate is not None:
             parts.append(certificate)
         secret = "\n".join(parts)
-        if len(secret) > _CREDENTIAL_CHARS_MAX:
-            return _OVERSIZE
+        if len(secret) > _CREDENTIAL_CHARS_MAX and any(len(part) > _CREDENTIAL_CHARS_MAX for part in parts):
+            return self._read_what_fits(request)
         # With the version before anything is read: what an older directory said is never found again.
         context = b"\n%d %d" % (trusted, self._clients.version + self._tokens.version)
         digest = hashlib.sha256(secret.encode("utf-8", "surrogatepass") + context).digest()
@@ -166,6 +166,15 @@ class IdentityReader:
             found = _known(self._credentials.read(headers, certificate, trusted=trusted))
             self._cache.put(digest, found)
         return found
+
+    def _read_what_fits(self, request: Request) -> _Known:
+        """What the credentials say that are not too long: nobody hides by sending a long one beside its own."""
+        fits = {name: value for name, value in request.headers.items() if len(value) <= _CREDENTIAL_CHARS_MAX}
+        certificate = request.certificate
+        if certificate is not None and len(certificate) > _CREDENTIAL_CHARS_MAX:
+            certificate = None
+        known = self._read(Request(request.peer, fits, certificate))
+        return _OVERSIZE if known is _NOBODY else known
 
     def _resolved(
         self, resolver: Resolver, request: Request, known: _Known, address: Mapping[str, str]

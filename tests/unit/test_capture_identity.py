@@ -102,6 +102,13 @@ def test_an_unknown_key_is_followed_by_its_keyed_hash_and_never_shown() -> None:
     assert elsewhere.credential(request(None, "stolen")).client_id != first[0]
 
 
+@pytest.mark.parametrize("long", ["authorization", "x-forwarded-client-cert"])
+def test_nobody_hides_behind_a_long_credential(long: str) -> None:
+    headers = {"x-api-key": "web-key", long: "x" * 20_000}
+    assert READER.credential(Request("203.0.113.9", headers)).client_id == "web"
+    assert READER.credential(Request(None, {}, "x" * 20_000)).auth == "oversize (malformed)"
+
+
 def test_ids_are_bounded_and_can_be_encoded_by_any_exporter() -> None:
     client_id, _, _, user = read("Bearer " + jwt(azp="x" * 10_000, sub="lone \ud800"))
     assert client_id == "x" * 256

@@ -88,7 +88,8 @@ def test_a_service_that_is_audited_and_nothing_is_left_behind(tmp_path: Path) ->
     (call,) = found["calls"]
     assert call["status"] == 200
     assert call["record"]["audit.peer.ip"] == "127.0.0.1"
-    assert not [p for p in psutil.process_iter() if "OTEL_AUDIT_CHECK" in _environ(p)], "all its processes have ended"
+    left = [p for p in psutil.process_iter() if _environ(p).get("OTEL_AUDIT_SPOOL_DIR") == str(spool)]
+    assert left == [], "all its processes have ended"
 
 
 def _environ(process: psutil.Process) -> dict[str, str]:

@@ -130,7 +130,6 @@ from opentelemetry import trace
 
 libc = ctypes.PyDLL(None)
 tracer = trace.get_tracer("a")
-tracer.start_span("parent", kind=trace.SpanKind.SERVER).end()
 children = []
 for _ in range(2):
     child = libc.fork()  # as uwsgi forks: Python's own hooks do not run
@@ -141,6 +140,7 @@ for _ in range(2):
     children.append(child)
 for child in children:
     os.waitpid(child, 0)
+tracer.start_span("parent", kind=trace.SpanKind.SERVER).end()
 """
 
 

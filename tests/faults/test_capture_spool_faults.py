@@ -19,7 +19,7 @@ from otel_audit.capture.processor import AuditSpanProcessor, Calls
 from otel_audit.capture.recorder import Recorder
 from otel_audit.capture.settings import destination
 from otel_audit.capture.spool import Spool, folder_of
-from tests.capture_support import environment, grpc_sink, service, spans_of
+from tests.capture_support import BIN, environment, grpc_sink, service, spans_of
 from tests.loss.servers import APPS
 from tests.spool_support import MIB, FakeTransport, fill, record, settings, spool, texts_of
 
@@ -122,3 +122,35 @@ def test_a_folder_on_a_read_only_disk_is_said_and_another_taken(small_disk: Path
             assert f"spool folder {small_disk} cannot be used: Read-only file system" in s.output()
             s.stop()
     assert (tmp_path / "state" / "otel-audit" / "spool").is_dir()
+
+
+FORKED_UNTOLD = """
+import ctypes, os
+from opentelemetry import trace
+
+libc = ctypes.PyDLL(None)
+tracer = trace.get_tracer("a")
+children = []
+for _ in range(2):
+    child = libc.fork()  # as uwsgi forks: Python's own hooks do not run
+    if child == 0:
+        tracer.start_span("child", kind=trace.SpanKind.SERVER).end()
+        trace.get_tracer_provider().force_flush()
+        os._exit(0)
+    children.append(child)
+for child in children:
+    os.waitpid(child, 0)
+tracer.start_span("parent", kind=trace.SpanKind.SERVER).end()
+"""
+
+
+def test_processes_that_python_did_not_fork_are_sources_of_their_own(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(FORKED_UNTOLD)
+    with grpc_sink() as sink:
+        env = environment(OTEL_AUDIT_ENDPOINT=sink.address, OTEL_AUDIT_SPOOL_DIR=str(tmp_path / "spool"))
+        words = [str(BIN / "opentelemetry-instrument"), sys.executable, str(script)]
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=100, check=False)
+        assert done.returncode == 0, done.stderr
+        assert sorted(span.name for span in sink.spans) == ["child", "child", "parent"], done.stderr
+        assert len({span.attributes["audit.source.id"] for span in sink.spans}) == 3

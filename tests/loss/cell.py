@@ -181,7 +181,7 @@ class Scene:
                     "OTEL_AUDIT_ENDPOINT": scheme,
                     "OTEL_AUDIT_PROTOCOL": self.protocol,
                     "OTEL_AUDIT_SPOOL_DIR": str(self.folder / "spool"),
-                    "OTEL_AUDIT_EXIT_TIMEOUT": "30",
+                    "OTEL_AUDIT_EXIT_TIMEOUT": "90",
                     **event.env,
                     **event.ours,
                 }

@@ -71,14 +71,14 @@ class Collector:
         if reply.takes:
             with self.changed:
                 for span in spans:
-                    if str(span.attributes.get("audit.action", "")).startswith("otel_audit."):
+                    if _is_about_itself(span):
                         self.about.append(span)
-                    elif span.kind == _SERVER_KIND and not reply.rejects:
+                    elif _is_call(span) and not reply.rejects:
                         self.recorded[span.trace_id] += 1
                         self.spans.append(span)
                 self.changed.notify_all()
         time.sleep(reply.after_s)
-        return reply, _response(sum(span.kind == _SERVER_KIND for span in spans)) if reply.rejects else b""
+        return reply, _response(sum(map(_is_call, spans))) if reply.rejects else b""
 
     def wait(self, true: Callable[[], bool], timeout_s: float) -> bool:
         """Whether `true` came to hold within the time; it is asked whenever something arrives."""
@@ -87,6 +87,14 @@ class Collector:
 
     def attempted(self, at_least: int) -> bool:
         return self.attempts >= at_least
+
+
+def _is_about_itself(span: Span) -> bool:
+    return str(span.attributes.get("audit.action", "")).startswith("otel_audit.")
+
+
+def _is_call(span: Span) -> bool:
+    return span.kind == _SERVER_KIND and not _is_about_itself(span)
 
 
 def _response(rejected: int) -> bytes:

@@ -42,7 +42,8 @@ _NOTES = {
 SIGTERM goes to the first process, as a supervisor sends it; SIGKILL to all of its processes at once, right after the last
 answer. *reload* is SIGHUP for gunicorn, uwsgi and `uvicorn --workers`, a touched file under `uvicorn --reload`,
 `hypercorn --reload` and `flask --debug run`; here otel-audit has five calls more, made after it. `aiohttp` and `grpc` have no
-reload of their own. *os._exit* is called by a handler.
+reload of their own. *os._exit* is called by a handler. The reload of uwsgi is measured with OTLP/HTTP for the plain SDK: with OTLP/gRPC, the exporter
+that the master process made kept it from forking workers again.
 """,
     "The collector": """\
 What the collector does does not depend on the server: FastAPI under uvicorn, Flask under gunicorn and a gRPC server stand for all.
@@ -53,7 +54,8 @@ call, and the SDK's queue holds 2048.
 """,
     "What the collector answers": """\
 The collector answers the first two attempts of each batch so, and then takes what comes. RetryInfo and `Retry-After` ask for 1 s.
-*Partial success* rejects all %(calls)d calls; the specification forbids sending them again.
+*Partial success* rejects all calls in the request (the runner's own first one too: 21 are named); the specification forbids
+sending them again.
 """,
     "The call": """\
 *1 %% sampling* is `OTEL_TRACES_SAMPLER=traceidratio` with 0.01, *traceparent unsampled* a caller that sends

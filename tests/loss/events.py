@@ -55,7 +55,7 @@ def _reload(scene: Scene) -> None:
             seen.add(answer)
         return bool(seen) and all(not _alive(one) or any(_pid(one) == _pid(new) for new in seen) for one in old)
 
-    wait_until(replaced)
+    wait_until(replaced, 120)
     if scene.pipeline == "ours":  # what is loaded now is audited too
         scene.call(count=5)
         scene.at_rest().terminate()

@@ -67,8 +67,8 @@ SERVERS: dict[str, Server] = {
         ),
         Server("hypercorn", "fastapi_app", _HYPERCORN, "file", f"{_HYPERCORN} --reload"),
         Server("uwsgi", "flask_app", _UWSGI, "SIGHUP"),
-        Server("uwsgi --enable-threads", "flask_app", f"{_UWSGI} --enable-threads", "SIGHUP"),
-        Server("uwsgi --lazy-apps", "flask_app", f"{_UWSGI} --enable-threads --lazy-apps", "SIGHUP"),
+        Server("uwsgi --threads 4", "flask_app", f"{_UWSGI} --threads 4", "SIGHUP"),
+        Server("uwsgi --lazy-apps", "flask_app", f"{_UWSGI} --lazy-apps", "SIGHUP"),
         Server("flask run", "flask_app", _FLASK, "file", "flask --app {app} --debug run --port {port}"),
         Server("aiohttp run_app", "aiohttp_app", "{python} {app}.py {port}"),
         Server("grpc", "grpc_app", "{python} {app}.py {port}", grpc=True),
@@ -113,7 +113,7 @@ class Running:
 
     def _gone(self) -> None:
         try:
-            self.process.wait(timeout=60)
+            self.process.wait(timeout=120)
             wait_until(lambda: not _signal_group(self.process.pid, 0))
         except (subprocess.TimeoutExpired, AssertionError) as e:
             raise AssertionError(f"{self.server.name} does not end: {self.output()[-2000:]}") from e
@@ -164,7 +164,7 @@ def running(server: Server, folder: Path, env: Mapping[str, str], *, reloads: bo
 
 def _answers(found: Running) -> None:
     client = found.client()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while client.call("call", 0, trace_id="") is None:
         assert found.process.poll() is None, found.output()
         assert time.monotonic() < deadline, found.output()

@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
 # --- the plain SDK: where it keeps calls -----------------------------------------------------------------------------------
 _ENDS_THROUGH_EXIT_FUNCTIONS = {
-    "gunicorn sync", "gunicorn gthread", "gunicorn --preload", "hypercorn", "uwsgi", "uwsgi --enable-threads",
+    "gunicorn sync", "gunicorn gthread", "gunicorn --preload", "hypercorn", "uwsgi", "uwsgi --threads 4",
     "uwsgi --lazy-apps", "aiohttp run_app",
 }  # fmt: skip
 """Their end runs Python's exit functions, and with them the batch processor's last export."""
@@ -94,7 +94,7 @@ QUICK: set[tuple[str, str, Pipeline]] = {
     ("gunicorn, uvicorn workers", "SIGTERM", "ours"),
     ("grpc", "SIGTERM", "ours"),
     ("uwsgi", "SIGKILL", "ours"),
-    ("uwsgi --enable-threads", "SIGKILL", "ours"),
+    ("uwsgi --threads 4", "SIGKILL", "ours"),
     ("aiohttp run_app", "SIGKILL", "ours"),
     ("grpc.aio", "SIGKILL", "ours"),
     ("hypercorn", "SIGKILL", "ours"),

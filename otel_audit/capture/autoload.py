@@ -25,9 +25,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 
 from otel_audit import names
-from otel_audit.capture import settings
+from otel_audit.capture import _uvicorn, settings
 from otel_audit.capture.address import TrustedProxies
-from otel_audit.capture.carriers import CURRENT_SCOPE, PEER_KEY
 from otel_audit.capture.clients import ClientDirectory
 from otel_audit.capture.frameworks import adapt_frameworks
 from otel_audit.capture.identity import IdentityPropagator, IdentityReader
@@ -170,7 +169,7 @@ class Capture:
         except Exception as e:
             _log.warning("adapt frameworks to otel-audit: %s; a kill may lose an answered call", e)
         try:
-            _watch_uvicorn(self._on_request, self._on_startup)
+            _uvicorn.watch_peers(self._on_request, self._on_startup)
         except Exception as e:
             hint = "start uvicorn with --no-proxy-headers, or its forwarded addresses look like peers"
             _log.warning("install otel-audit under uvicorn: %s; %s", e, hint)
@@ -178,7 +177,7 @@ class Capture:
         os.register_at_fork(after_in_child=self._after_fork)
         self.recorder.forked = self._after_fork
         self._catch_sigterm()
-        _watch_uvicorn_servers(self._catch_sigterm)
+        _uvicorn.watch_servers(self._catch_sigterm)
 
     # --- tracer providers ------------------------------------------------------------------------------------------------
     def attach(self, provider: TracerProvider) -> None:
@@ -318,55 +317,3 @@ def _stay_a_propagator(own: TextMapPropagator) -> None:
             _log.warning("stay a propagator beside %r: %s; callers are not named", http_text_format, e)
 
     propagate.set_global_textmap = set_global_textmap
-
-
-def _watch_uvicorn_servers(catch_sigterm: Callable[[], None]) -> None:
-    """Have SIGTERM caught again when a uvicorn server begins: gunicorn's workers reset all handlers before that.
-
-    Args:
-        catch_sigterm: called in the thread that runs the server, before it takes over the signals.
-    """
-    import wrapt
-
-    def watch(module: Any) -> None:
-        original = module.Server.serve
-
-        @functools.wraps(original)
-        async def serve(self: Any, *args: Any, **kwargs: Any) -> Any:
-            catch_sigterm()
-            return await original(self, *args, **kwargs)
-
-        module.Server.serve = serve
-
-    wrapt.register_post_import_hook(watch, "uvicorn.server")
-
-
-def _watch_uvicorn(on_request: Callable[[], None], on_startup: Callable[[], None]) -> None:
-    """Have uvicorn keep the socket's peer, which its `--proxy-headers` (on by default) replaces by a header's word.
-
-    Args:
-        on_request: called before the application is; must not raise. FastAPI's own telemetry looks for a tracer provider
-            before it touches the request.
-        on_startup: called when the application is about to start.
-    """
-    import wrapt
-
-    def watch(module: Any) -> None:
-        original = module.ProxyHeadersMiddleware.__call__
-
-        @functools.wraps(original)
-        async def call(self: Any, scope: Any, receive: Any, send: Any) -> None:
-            if scope["type"] != "lifespan":
-                scope.setdefault(PEER_KEY, scope.get("client"))
-                CURRENT_SCOPE.set(scope)  # uvicorn runs each request in a context of its own
-                on_request()
-            else:
-                try:
-                    on_startup()
-                except Exception:
-                    _log.exception("record the start of the service: a fault in otel-audit; its calls are recorded")
-            await original(self, scope, receive, send)
-
-        module.ProxyHeadersMiddleware.__call__ = call
-
-    wrapt.register_post_import_hook(watch, "uvicorn.middleware.proxy_headers")

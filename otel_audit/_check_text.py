@@ -65,7 +65,7 @@ def _process(result: Result) -> Iterator[str]:
         yield _row(
             "tracing", f"sampler {_short(tracing['sampler'])}; exporters: {', '.join(tracing['exporters']) or 'none'}"
         )
-        yield _row("", "they see what they saw before, nothing more")
+        yield _row("", "they see the spans they saw before; those of calls also name the caller")
         yield _row("propagators", ", ".join(process["propagators"]))
         yield _row("attributes", f"at most {tracing['attributes_max']} on a span")
     yield ""

@@ -1,7 +1,7 @@
 """A sampler that never hides a call from the audit: what the user's sampler drops is recorded, but stays unsampled.
 
 A span with decision RECORD_ONLY reaches span processors, among them ours; the SDK's batch and simple processors pass only
-sampled spans on, so the user's exporters and bills see exactly what they saw before. It also closes a way around the
+sampled spans on, so the user's exporters and bills see the spans they saw before. It also closes a way around the
 audit: the default sampler obeys a caller who sends `traceparent: 00-...-...-00`.
 """
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind
 
@@ -256,6 +256,8 @@ class Calls:
 
 def _is_within(call: Call) -> bool:
     """Whether the same request is being traced once more, as for an application within an application."""
+    if not get_current():  # nothing is being traced around it, as nearly always
+        return False
     around = current_call()
     return (
         around is not None

@@ -62,7 +62,8 @@ def _hold_messages(calls: Calls, middleware: Any) -> None:
             finally:
                 if answer.complete_with(message):
                     calls.answered(call)
-                await calls.sync_held(call)
+                if call.sync_wanted:
+                    await calls.sync_held(call)
                 while held:
                     await send(held.pop(0))
 

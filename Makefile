@@ -25,7 +25,7 @@ demo: install  ## a CRM, its clients and the audit log of their calls
 	@$(BIN)/otel-audit demo
 
 test: install  ## the tests (under ten minutes on two cores)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: install  ## lint, types, import contracts
 	$(BIN)/ruff check .

@@ -1,8 +1,11 @@
 """The `otel-audit` command; says what to install where only the light base is."""
 
+import contextlib
+import os
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Final
 
 __all__ = ["main"]
 
@@ -22,8 +25,25 @@ _SERVER = (
 )
 
 
+_INTERRUPTED: Final = 130
+
+
 def main() -> int:
     """Run the command line; returns the exit code."""
+    try:
+        code = _run()
+    except KeyboardInterrupt:  # Ctrl-C in a moment at which no command was there to take it
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
+        # At once: an interrupt that comes while the interpreter ends would end it by that signal, past our exit code.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    return code
+
+
+def _run() -> int:
     alone = {"check", "spool"} & set(sys.argv[1:2])
     if alone:  # for those who look after a service, who have the base install alone
         command = import_module(f"otel_audit.{alone.pop()}")
@@ -35,12 +55,9 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    try:
-        from otel_audit.cli import run
+    from otel_audit.cli import run
 
-        return run()
-    except KeyboardInterrupt:  # Ctrl-C in a moment at which no command was there to take it
-        return 130
+    return run()
 
 
 if __name__ == "__main__":

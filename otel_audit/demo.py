@@ -229,7 +229,7 @@ def _start_crm(examples: Path, endpoint: str, scratch: Path, stack: contextlib.E
 
     def start(ports: dict[str, int]) -> tuple[_Process, int]:
         words = _crm_command(examples, ports["CRM"])
-        process = _start("CRM", words, _crm_environment(examples, endpoint), scratch, stack)
+        process = _start("CRM", words, _crm_environment(examples, endpoint, scratch), scratch, stack)
         return process, process.wait_for(_running)
 
     return _on_usual_ports(start)
@@ -333,7 +333,7 @@ def _crm_command(examples: Path, port: int) -> list[str]:
     return [_instrument(), sys.executable, "-m", "uvicorn", *app]
 
 
-def _crm_environment(examples: Path, endpoint: str) -> dict[str, str]:
+def _crm_environment(examples: Path, endpoint: str, scratch: Path) -> dict[str, str]:
     return {
         **_plain_environment(),
         "OTEL_SERVICE_NAME": "crm",
@@ -342,6 +342,7 @@ def _crm_environment(examples: Path, endpoint: str) -> dict[str, str]:
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
         "OTEL_AUDIT_ENDPOINT": f"http://{endpoint}",
+        "OTEL_AUDIT_SPOOL_DIR": str(scratch / "spool"),
         "OTEL_AUDIT_CLIENTS": str(examples / "crm" / "clients.json"),
         "OTEL_AUDIT_TRUSTED_PROXIES": f"{_HOST}/32",
     }

@@ -66,6 +66,7 @@ def audit_aiohttp(calls: Calls, module: Any) -> None:
         traced = original(*args, **more)
 
         @web.middleware
+        @functools.wraps(traced)
         async def audited(request: Any, handler: _Handler) -> Any:
             call: Call | None = None
 

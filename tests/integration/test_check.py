@@ -194,10 +194,10 @@ def test_excluded_urls_hide_routes() -> None:
     ("setting", "value", "problem"),
     [
         ("OTEL_AUDIT_ENDPOINT", "ftp://nowhere", "not-installed"),
-        ("OTEL_AUDIT_RULES", "/nowhere/rules.toml", "not-installed"),
+        ("OTEL_AUDIT_RULES", "/nowhere/rules.toml", "setting"),  # audited, without the names it was to give
     ],
 )
-def test_a_setting_with_which_nothing_is_audited(setting: str, value: str, problem: str) -> None:
+def test_a_setting_that_cannot_be_followed_stands_in_the_way(setting: str, value: str, problem: str) -> None:
     found = check(flask(), environment(**{setting: value}), "--offline", code=1)
     assert problem in problems(found)
     assert any(value in p["what"] for p in found["problems"]), found["problems"]

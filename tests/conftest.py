@@ -23,6 +23,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Where everything is expected to be there (`.ci/run`), a skip is a failure."""
     report: Any = yield
+    # Reports travel between processes, which a lone surrogate in a captured log cannot.
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     required = os.environ.get("OTEL_AUDIT_REQUIRE_ALL") == "1" and "long" not in item.keywords
     if report.skipped and required and not hasattr(report, "wasxfail"):
         report.outcome = "failed"

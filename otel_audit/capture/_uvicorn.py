@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from otel_audit.capture._hooks import when_imported
 from otel_audit.capture.carriers import CURRENT_SCOPE, PEER_KEY
 
 __all__ = ["watch_peers", "watch_servers"]
@@ -20,7 +21,6 @@ def watch_peers(on_request: Callable[[], None], on_startup: Callable[[], None]) 
             before it touches the request.
         on_startup: called when the application is about to start.
     """
-    import wrapt
 
     def watch(module: Any) -> None:
         original = module.ProxyHeadersMiddleware.__call__
@@ -40,7 +40,8 @@ def watch_peers(on_request: Callable[[], None], on_startup: Callable[[], None]) 
 
         module.ProxyHeadersMiddleware.__call__ = call
 
-    wrapt.register_post_import_hook(watch, "uvicorn.middleware.proxy_headers")
+    gap = "start uvicorn with --no-proxy-headers, or its forwarded addresses look like peers"
+    when_imported("uvicorn.middleware.proxy_headers", gap, watch)
 
 
 def watch_servers(catch_sigterm: Callable[[], None]) -> None:
@@ -49,7 +50,6 @@ def watch_servers(catch_sigterm: Callable[[], None]) -> None:
     Args:
         catch_sigterm: called in the thread that runs the server, before it takes over the signals.
     """
-    import wrapt
 
     def watch(module: Any) -> None:
         original = module.Server.serve
@@ -61,4 +61,5 @@ def watch_servers(catch_sigterm: Callable[[], None]) -> None:
 
         module.Server.serve = serve
 
-    wrapt.register_post_import_hook(watch, "uvicorn.server")
+    gap = "under gunicorn, SIGTERM leaves what waits to the next process"
+    when_imported("uvicorn.server", gap, watch)

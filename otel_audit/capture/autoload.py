@@ -160,24 +160,14 @@ class Capture:
             observe(self.recorder)
         except Exception as e:
             _log.warning("make metrics of otel-audit: %s; calls are audited all the same", e)
-        try:
-            watch_requests()
-        except Exception as e:
-            _log.warning("watch for the operations of calls: %s; some are recorded without audit.operation", e)
-        try:
-            adapt_frameworks(self.calls, propagator)
-        except Exception as e:
-            _log.warning("adapt frameworks to otel-audit: %s; a kill may lose an answered call", e)
-        try:
-            _uvicorn.watch_peers(self._on_request, self._on_startup)
-        except Exception as e:
-            hint = "start uvicorn with --no-proxy-headers, or its forwarded addresses look like peers"
-            _log.warning("install otel-audit under uvicorn: %s; %s", e, hint)
+        watch_requests()
+        adapt_frameworks(self.calls, propagator)
+        _uvicorn.watch_peers(self._on_request, self._on_startup)
+        _uvicorn.watch_servers(self._catch_sigterm)
         atexit.register(self.end)
         os.register_at_fork(after_in_child=self._after_fork)
         self.recorder.forked = self._after_fork
         self._catch_sigterm()
-        _uvicorn.watch_servers(self._catch_sigterm)
 
     # --- tracer providers ------------------------------------------------------------------------------------------------
     def attach(self, provider: TracerProvider) -> None:
@@ -295,10 +285,10 @@ class Capture:
             time.sleep(0.005)
 
     def _after_fork(self) -> None:
-        self.recorder.after_fork()
         self.calls.after_fork()
         self.reader.after_fork()
         self._ended = False
+        self.recorder.after_fork()
 
 
 def _stay_a_propagator(own: TextMapPropagator) -> None:

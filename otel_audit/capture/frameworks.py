@@ -15,6 +15,7 @@ from opentelemetry.context import Context, attach, get_current
 from opentelemetry.propagators.textmap import TextMapPropagator
 
 from otel_audit.capture import _aiohttp, _falcon, _grpc, _starlette, _tornado
+from otel_audit.capture._hooks import when_imported
 from otel_audit.capture.call import call_in, current_call
 from otel_audit.capture.processor import Calls
 from otel_audit.capture.responses import hold_asgi_responses
@@ -37,7 +38,6 @@ def adapt_frameworks(calls: Calls, propagator: TextMapPropagator) -> None:
         calls: the calls.
         propagator: puts the `Call` of a carrier into a context.
     """
-    import wrapt
 
     def extract(carrier: object) -> Context:
         return propagator.extract(carrier, get_current())
@@ -86,25 +86,7 @@ def adapt_frameworks(calls: Calls, propagator: TextMapPropagator) -> None:
         ),
     )
     for module, gap, change in changes:
-        wrapt.register_post_import_hook(_guarded(module, gap, change), module)
-
-
-def _guarded(name: str, gap: str, change: _Change) -> _Change:
-    """`change`, but never raising: what is raised after an import would fail the import."""
-
-    def changed(module: Any) -> None:
-        try:
-            change(module)
-        except Exception as e:
-            _log.warning(
-                "adapt %s to otel-audit: %s; %s. Install versions of it and of otel-audit that know each other "
-                "(docs/frameworks.md)",
-                name,
-                e if str(e) else type(e).__name__,
-                gap,
-            )
-
-    return changed
+        when_imported(module, gap, change)
 
 
 def _audit_internal_spans(extract: Callable[[object], Context], utils: Any) -> None:

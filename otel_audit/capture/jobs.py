@@ -78,6 +78,7 @@ class Audited:
         self._action = action
         self._target = target
         self._more = more
+        self._open: list[_Run] = []  # of `with`; `list` operations are atomic
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """`function`, audited."""
@@ -103,12 +104,17 @@ class Audited:
 
     def __enter__(self) -> None:
         run = _Run(self._action or "audited", None if callable(self._target) else self._target, self._more)
-        _ENTERED.set((*_ENTERED.get(), run))
+        self._open.append(run)
+        _ENTERED.set((*_ENTERED.get(), (self, run)))
         run.attach()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        *others, run = _ENTERED.get()
-        _ENTERED.set(tuple(others))
+        entered = _ENTERED.get()
+        # Left in another context than it was entered in (a generator's, a thread pool's): the newest of its own.
+        own = next((r for o, r in reversed(entered) if o is self and r in self._open), None)
+        run = self._open[-1] if own is None else own
+        self._open.remove(run)
+        _ENTERED.set(tuple(pair for pair in entered if pair[1] is not run))
         run.detach()
         run.end(error)
 
@@ -228,7 +234,7 @@ class _Run:
 
 
 _Begin = Callable[[tuple[Any, ...], dict[str, Any]], _Run]
-_ENTERED: Final[ContextVar[tuple[_Run, ...]]] = ContextVar("otel_audit_entered", default=())
+_ENTERED: Final[ContextVar[tuple[tuple["Audited", _Run], ...]]] = ContextVar("otel_audit_entered", default=())
 """The runs of the `with` statements that are open here, the innermost last."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from otel_audit import names
+from otel_audit.capture._hooks import when_imported
 from otel_audit.capture.call import current_call
 from otel_audit.capture.carriers import CURRENT_SCOPE
 
@@ -82,21 +83,10 @@ def _name_of(endpoint: object) -> str | None:
 def watch_requests() -> None:
     """Have instrumentations tell the request of each call, now or when they are imported; never raises for their sake."""
     instrumentation = "opentelemetry.instrumentation."
-    _when_imported(instrumentation + "django.middleware.otel_middleware", _watch_django)
-    _when_imported(instrumentation + "pyramid.callbacks", _watch_pyramid)
-    _when_imported(instrumentation + "aiohttp_server", _watch_aiohttp)
-
-
-def _when_imported(name: str, change: Callable[[Any], None]) -> None:
-    import wrapt
-
-    def guarded(module: Any) -> None:
-        try:
-            change(module)
-        except Exception as e:
-            _log.warning("watch %s: %s; its calls are recorded without audit.operation", name, e)
-
-    wrapt.register_post_import_hook(guarded, name)
+    gap = "its calls are recorded without audit.operation"
+    when_imported(instrumentation + "django.middleware.otel_middleware", gap, _watch_django)
+    when_imported(instrumentation + "pyramid.callbacks", gap, _watch_pyramid)
+    when_imported(instrumentation + "aiohttp_server", gap, _watch_aiohttp)
 
 
 def _watch_django(module: Any) -> None:

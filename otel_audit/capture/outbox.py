@@ -155,7 +155,8 @@ class Outbox:
         self._close_file()
         fds, self._fds = self._fds, []
         for fd in fds:
-            os.close(fd)
+            with contextlib.suppress(OSError):  # closed meanwhile, by a thread that a fork has ended
+                os.close(fd)
 
     def clear_away(self) -> None:
         """Remove the folder of a dead source, all of which is answered for."""

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from opentelemetry.context import Context, get_current
@@ -67,6 +68,7 @@ class Calls:
         self._modes = rules if rules is not None and rules.has_modes else None
         self._redactor = redactor
         self._operation_of = operation_of
+        self._faulty = False
         self.after_fork()
 
     def after_fork(self) -> None:
@@ -75,11 +77,18 @@ class Calls:
         # which never end cannot fill the memory: the oldest are forgotten, and are still recorded when they end.
         self._open: dict[int, Call] = {}
         self.children = ChildSpans()
+        self._syncer: ThreadPoolExecutor | None = None
 
     @property
     def open_calls(self) -> int:
         """How many calls have not ended."""
         return len(self._open)
+
+    def say(self, what: str) -> None:
+        """Log the first fault with its trace; a fault in every call must not flood the log."""
+        if not self._faulty:
+            self._faulty = True
+            _log.exception("%s a call: a fault in otel-audit; the call went on, its record may lack something", what)
 
     # --- start ---------------------------------------------------------------------------------------------------------------
     def start(self, span: Span, context: Context | None) -> None:
@@ -123,7 +132,7 @@ class Calls:
         call.span = span
         call.begun = attributes_of(span)
         if call.identity:
-            span.set_attributes(call.identity)
+            span.set_attributes(self._redacted(call.identity))
         setattr(span, SPAN_CALL, call)
         _remember(self._open, _id_of(span), call)
         mode: Mode | None = self._mode if self._modes is None else self._modes.mode_at_start(call.begun)
@@ -134,10 +143,14 @@ class Calls:
             try:
                 shown = self._redacted({**call.begun, **call.identity})
                 call.seq = self.recorder.begin_call(self._redacted_span(span), shown)
-            except CaptureError:
+            except Exception as e:
                 self._open.pop(_id_of(span), None)
                 self._finish(call)  # as refused, by the loss record
-                raise
+                if isinstance(e, CaptureError):
+                    raise
+                raise CaptureError(
+                    "audit call", span.name, f"{type(e).__name__}: {e}", "the mode is fail-closed"
+                ) from e
 
     # --- end -----------------------------------------------------------------------------------------------------------------
     def end(self, span: ReadableSpan) -> None:
@@ -169,8 +182,9 @@ class Calls:
         try:
             if call.span is not None and not call.recorded:
                 self.record(call.span, call, end_ns=time.time_ns())
-        except Exception:
-            _log.exception("record a call: a fault in otel-audit; the call goes on, its record may be lost")
+        except Exception as e:
+            self.say("record")
+            self.recorder.fault(e)
 
     def record(self, span: ReadableSpan, call: Call, *, end_ns: int = 0) -> None:
         """Record a call, and sync it where its mode wants that and nobody else will.
@@ -180,7 +194,11 @@ class Calls:
             call: the call.
             end_ns: when it ended, Unix time, where its span has not.
         """
-        said = self._said(span, call)
+        try:
+            said = self._said(span, call)
+        except Exception:  # better what the span says than nothing
+            self.say("put together all that is known of")
+            said = {**call.begun, **call.identity, **attributes_of(span), **(call.annotations or {})}
         mode = call.mode
         if mode is None:
             mode = self._mode
@@ -205,6 +223,8 @@ class Calls:
         if span is not None:
             vars(span).pop(SPAN_CALL, None)
         self.children.forget(call)
+        call.carrier = call.request = None
+        call.begun = {}
 
     def hold(self, span: Span) -> Call | None:
         """The call of a server span whose response is held until its record is made and synced."""
@@ -220,13 +240,35 @@ class Calls:
 
     async def sync_held(self, call: Call | None) -> None:
         """Sync the record of a held call where its mode wants that, off the event loop."""
-        if call is not None and call.sync_wanted:
-            call.sync_wanted = False
-            await asyncio.get_running_loop().run_in_executor(None, self.recorder.sync)
+        if call is None or not call.sync_wanted:
+            return
+        call.sync_wanted = False
+        try:
+            # A thread of our own: the loop's others may be busy with the application, for any time.
+            if self._syncer is None:
+                self._syncer = ThreadPoolExecutor(1, "otel-audit-sync")
+            synced = asyncio.get_running_loop().run_in_executor(self._syncer, self.recorder.sync)
+        except RuntimeError:  # the interpreter ends, or gives no thread
+            self.recorder.sync()
+        else:
+            await synced
 
     def _said(self, span: ReadableSpan, call: Call) -> dict[str, Any]:
         """The attributes of a call's record: the span's, and what is known beside it."""
         said = _unlimited(span, call)
+        if self._redactor is not None:  # on the span the caller is redacted already: once is enough
+            shown = self._redacted(call.identity)
+            said.update((k, v) for k, v in call.identity.items() if said.get(k) == shown.get(k))
+        self._add_known(said, span, call)
+        if self._rules is not None and not self._rules.empty:
+            for name, value in self._rules.names_for(said, said.get(names.OPERATION)).items():
+                said.setdefault(name, value)
+        if call.usual_action is not None:
+            said.setdefault(names.ACTION, call.usual_action)
+        return said
+
+    def _add_known(self, said: dict[str, Any], span: ReadableSpan, call: Call) -> None:
+        """Add what is known of a call beside its span."""
         if call.correct is not None:
             call.correct(said, span)
         correct_http(said, call, span)
@@ -240,12 +282,6 @@ class Calls:
             said[names.DB_CALLS], said[names.DB_DURATION_NS] = call.db_calls, call.db_ns
         if call.http_calls:
             said[names.HTTP_CALLS], said[names.HTTP_DURATION_NS] = call.http_calls, call.http_ns
-        if self._rules is not None and not self._rules.empty:
-            for name, value in self._rules.names_for(said, said.get(names.OPERATION)).items():
-                said.setdefault(name, value)
-        if call.usual_action is not None:
-            said.setdefault(names.ACTION, call.usual_action)
-        return said
 
     def _redacted(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
         return attributes if self._redactor is None else self._redactor.apply(attributes)
@@ -311,7 +347,6 @@ class AuditSpanProcessor(SpanProcessor):
     def __init__(self, calls: Calls, *, exit_timeout_s: float = 5.0) -> None:
         self._calls = calls
         self._exit_timeout_s = exit_timeout_s
-        self._faulty = False
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Put the caller's attributes on an audited span; raises `CaptureError` when the call must not happen."""
@@ -320,14 +355,15 @@ class AuditSpanProcessor(SpanProcessor):
         except CaptureError:
             raise
         except Exception:
-            self._say("name the caller of")
+            self._calls.say("name the caller of")
 
     def on_end(self, span: ReadableSpan) -> None:
         """Record an audited span."""
         try:
             self._calls.end(span)
-        except Exception:
-            self._say("record")
+        except Exception as e:
+            self._calls.say("record")
+            self._calls.recorder.fault(e)
 
     def shutdown(self) -> None:
         """Deliver what is waiting; spans that end later are still taken."""
@@ -338,11 +374,5 @@ class AuditSpanProcessor(SpanProcessor):
         try:
             return self._calls.recorder.shipper.flush(timeout_millis / 1000)
         except Exception:
-            self._say("flush")
+            self._calls.say("flush")
             return False
-
-    def _say(self, what: str) -> None:
-        """Log the first fault with its trace; a fault in every call must not flood the log."""
-        if not self._faulty:
-            self._faulty = True
-            _log.exception("%s a call: a fault in otel-audit; the call went on, its record may be lost", what)

@@ -32,6 +32,7 @@ __all__ = ["Recorder", "Source"]
 _log = logging.getLogger("otel_audit.capture")
 
 _SAY_AGAIN_S: Final = 60.0
+_TOLD_MAX: Final = 100_000
 
 
 class Source:
@@ -91,10 +92,10 @@ class Recorder:
         self.shipper = Shipper(wanted.destination, self.spool, on_refused=self._refused)
         self.forked: Callable[[], None] = self.after_fork
         """Called in a child that Python did not fork, before it does anything."""
+        self._pid = os.getpid()
         self._forking = threading.Lock()  # so that one thread of such a child begins anew, and the others wait
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self.source = Source()
         self.spool = Spool(
             self._parent,
@@ -107,6 +108,10 @@ class Recorder:
         self._losing = threading.RLock()
         self._losses = _Losses()
         self._loss_said_s = 0.0
+        self._given: set[int] = set()
+        """Numbers of calls that are given and not written yet; its operations are atomic."""
+        self._told: set[int] = set()
+        """Numbers of this source's own loss records."""
         self._begun = False
         self._stopped = False
         self._resource: Resource | None = None
@@ -117,6 +122,7 @@ class Recorder:
         self.lost = 0
         self._begin()
         self.shipper.after_fork(self.spool)
+        self._pid = os.getpid()
 
     def look_for_fork(self) -> None:
         """Begin anew where Python was not told of a fork: uwsgi forks its workers without `os.register_at_fork`'s hooks.
@@ -154,9 +160,20 @@ class Recorder:
         if not self._begun:
             self.begin(span.resource)
         number = self.source.next_seq() if seq is None else seq
-        kept = self._put(number, self.source.encoder.encode(span, attributes, number, served=served, end_ns=end_ns))
+        self._given.add(number)
+        try:
+            record = self.source.encoder.encode(span, attributes, number, served=served, end_ns=end_ns)
+            kept = self._put(number, record)
+        except Exception as e:
+            self._lose(number, f"cannot be recorded: {type(e).__name__}: {e}")
+            kept = False
+        finally:
+            self._given.discard(number)
         if kept and seq is not None:
-            self.spool.end_call(seq)
+            try:
+                self.spool.end_call(seq)
+            except (OSError, CaptureError) as e:  # its start may become a second record, which the log takes for a copy
+                self._say(f"the end of a call cannot be noted ({e})")
         if kept and sync:
             self.sync()
         return kept
@@ -171,15 +188,18 @@ class Recorder:
             self.begin(span.resource)
         number = self.source.next_seq()
         said = {**attributes, names.INCOMPLETE: True, names.OUTCOME: "unknown"}
-        record = self.source.encoder.encode(span, said, number, served=True)
         try:
-            self.spool.begin_call(number, record)
-        except (OSError, CaptureError) as e:
+            self.spool.begin_call(number, self.source.encoder.encode(span, said, number, served=True))
+        except Exception as e:  # whatever it is: its number is given, and the call must not happen
             self._lose(number, f"refused: {e}")
             raise CaptureError(
                 "audit call", span.name, str(e), "the mode is fail-closed: make room for the spool"
             ) from e
         return number
+
+    def fault(self, error: Exception) -> None:
+        """A call could not be made a record of: give it a number, and name that in a loss record."""
+        self._lose(self.source.next_seq(), f"cannot be recorded: {type(error).__name__}")
 
     def sync(self) -> None:
         """Have all that was recorded before survive the loss of power."""
@@ -243,12 +263,12 @@ class Recorder:
 
     def _refused(self, batch: Sequence[Frame], count: int, reason: str) -> None:
         """The destination will never take records of this source: say in the log itself that they are missing."""
-        calls = [one.seq for one in batch if one.record.span.find(names.ACTION_LOSS.encode()) < 0]
+        calls = [one.seq for one in batch if one.seq not in self._told]
         if not calls:
             return
         losses = _Losses()
-        losses.add(calls[0], f"refused by {self._wanted.destination}: {reason}"[:500])
-        losses.count, losses.last = count, calls[-1]
+        losses.add(min(calls), f"refused by {self._wanted.destination}: {reason}"[:500])
+        losses.count, losses.last = count, max(calls)
         self._event(names.ACTION_LOSS, _said_of(losses), beyond=True)
 
     def _say(self, what: str) -> None:
@@ -281,6 +301,9 @@ class Recorder:
         if not self._begun or self._stopped:
             return
         self._stopped = True
+        with self._losing:
+            for number in sorted(self._given):  # of calls that this thread was about to write when a signal came
+                self._losses.add(number, "the process was ended before it was written")
         self._report_losses(beyond=True)
         if self._event(names.ACTION_STOP, {names.OUTCOME: "success"}, beyond=True):
             self.shipper.notify()
@@ -291,6 +314,8 @@ class Recorder:
 
     def _event(self, action: str, said: Mapping[str, Any], *, beyond: bool = False) -> bool:
         number = self.source.next_seq()
+        if action == names.ACTION_LOSS and len(self._told) < _TOLD_MAX:
+            self._told.add(number)
         record = self.source.encoder.event(action, said, number, self._resource or Resource.create({}))
         reason = self._try(number, record, beyond=beyond)
         if reason:

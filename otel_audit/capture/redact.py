@@ -111,17 +111,14 @@ class Redactor:
         if self.empty:
             return span
         name = self._name_of(span) if self._hides_path else span.name
-        events = [self._event(event) for event in span.events]
+        began = span.events  # once: another thread may add one
+        events = [self._event(event) for event in began]
         status = span.status
         if status.description:
             message = self.apply({_MESSAGE: status.description}).get(_MESSAGE)
             if message != status.description:
                 status = Status(status.status_code, message)
-        if (
-            name == span.name
-            and status is span.status
-            and all(a is b for a, b in zip(events, span.events, strict=True))
-        ):
+        if name == span.name and status is span.status and all(a is b for a, b in zip(events, began, strict=True)):
             return span
         return ReadableSpan(
             name,

@@ -81,6 +81,7 @@ class Shipper:
         self._markers: queue.SimpleQueue[_Marker] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None  # started under `_starting`
         self._starting = threading.Lock()
+        self._threadless = False  # whether it was said that no thread could be started
         self._idle = False  # set by the thread before it waits, cleared by whoever wakes it
         self._given_up = False  # set at the end of the process, cleared on delivery
         # The thread's own from here on.
@@ -110,7 +111,7 @@ class Shipper:
     def flush(self, timeout_s: float) -> bool:
         """Wait until all that was spooled before is delivered or refused; False when that took too long."""
         if self._thread is None or not self.spool.begun:
-            return True
+            return not self.pending()
         if self._given_up:
             return False
         marker = _Marker(self.spool.end)
@@ -128,7 +129,7 @@ class Shipper:
         After a flush in vain, later ones return at once: the end of a process must not wait twice.
         """
         if self._thread is None:
-            return True
+            return not self.pending()
         if self.flush(timeout_s):
             self.delivery.transport.close()
             self.spool.remove_if_empty(self._position())
@@ -139,18 +140,28 @@ class Shipper:
     def after_fork(self, spool: Spool) -> None:
         """Begin anew in a forked child: what was waiting is the parent's, and so are its thread and connections."""
         _abandoned.append(self.delivery)
-        for outbox in (self._own, *self._others):
+        before, outboxes = self.spool, (self._own, *self._others)
+        self._start_afresh(spool)
+        for outbox in outboxes:
             if outbox is not None:
                 outbox.close()
-        self.spool.let_go()
-        self._start_afresh(spool)
+        before.let_go()
 
     def _start(self) -> None:
-        with self._starting:
+        # Without waiting: a signal handler may have interrupted its own thread in here.
+        if not self._starting.acquire(blocking=False):
+            return
+        try:
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="otel-audit-shipper", daemon=True)
                 thread.start()
                 self._thread = thread
+        except RuntimeError as e:  # the system gives no thread: tried again with the next record
+            if not self._threadless:
+                self._threadless = True
+                _log.error("ship audit records to %s: %s; they wait in %s", self.destination, e, self.spool.folder)
+        finally:
+            self._starting.release()
 
     def _position(self) -> Position:
         own = self._own

@@ -196,12 +196,14 @@ class Spool:
         self._open_fd = -1
         self._open: dict[int, bytes] = {}  # calls that began: number -> frame
         self._open_size = 0
+        self._open_live = 0  # bytes of it that are calls which have not ended
         self.records = 0
         """Records written."""
         self.generation = 0
         """How often the folder was made; positions of one are nothing in another."""
         # `_syncing` is held by the one thread that syncs; others wait for it and find their data synced with it.
-        self._syncing = threading.Lock()
+        # Re-entrant, as `_lock` is.
+        self._syncing = threading.RLock()
         self._synced: Position = (0, 0)
 
     @property
@@ -276,9 +278,14 @@ class Spool:
             _write(self._open_fd, data, self._open_size, self.folder)
             self._open_size += len(data)
             self._open[seq] = data
+            self._open_live += len(data)
             fd = os.dup(self._open_fd)
         try:
             _sync_data(fd)
+        except OSError:
+            with contextlib.suppress(OSError, SpoolFullError):
+                self.end_call(seq)  # it is refused, and must not become a record
+            raise
         finally:
             os.close(fd)
 
@@ -286,11 +293,13 @@ class Spool:
         """Note that a call which `begin_call` noted has its record."""
         data = frame(DONE, seq)
         with self._lock:
-            if self._open.pop(seq, None) is None:
+            began = self._open.pop(seq, None)
+            if began is None:
                 return
             _write(self._open_fd, data, self._open_size, self.folder)
             self._open_size += len(data)
-            if self._open_size > _OPEN_BYTES_MAX:
+            self._open_live -= len(began)
+            if self._open_size > max(_OPEN_BYTES_MAX, 2 * self._open_live):
                 self._rewrite_open()
 
     def _rewrite_open(self) -> None:
@@ -353,10 +362,11 @@ class Spool:
         """Close everything; in a forked child, what is the parent's stays the parent's."""
         for fd in (self._fd, self._open_fd, self._owner):
             if fd is not None and fd >= 0:
-                os.close(fd)
+                with contextlib.suppress(OSError):  # closed meanwhile, by a thread that a fork has ended
+                    os.close(fd)
         self._fd = self._open_fd = -1
         self._owner = None
-        self._size = self._used = self._open_size = 0
+        self._size = self._used = self._open_size = self._open_live = 0
         self._open = {}
         self._synced = (0, 0)
 

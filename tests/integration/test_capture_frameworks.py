@@ -425,16 +425,16 @@ def test_no_answered_call_is_lost_when_the_process_is_killed_with_its_answer(mod
 # --- what is private to a package may be gone ------------------------------------------------------------------------------
 def test_a_package_that_changed_inside_is_named_once_and_the_rest_is_audited(tmp_path: Path) -> None:
     program = (
-        "import logging, types; logging.basicConfig(format='%(message)s')\n"
-        "from otel_audit.capture.frameworks import _guarded\n"
+        "import logging, sys, types; logging.basicConfig(format='%(message)s')\n"
+        "from otel_audit.capture._hooks import when_imported\n"
         "from otel_audit.capture import _grpc\n"
         "from functools import partial\n"
-        "change = _guarded('opentelemetry.instrumentation.grpc._server', 'no address', "
-        "partial(_grpc.audit_rpc_calls, None, None))\n"
-        "change(types.SimpleNamespace())\n"
+        "name = 'opentelemetry.instrumentation.grpc._server'\n"
+        "sys.modules[name] = types.ModuleType(name)\n"
+        "when_imported(name, 'no address', partial(_grpc.audit_rpc_calls, None, None))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
-    assert "adapt opentelemetry.instrumentation.grpc._server to otel-audit" in done.stderr
+    assert done.stderr.count("adapt opentelemetry.instrumentation.grpc._server to otel-audit") == 1
     assert "no address. Install versions" in done.stderr
 
 

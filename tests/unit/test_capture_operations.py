@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from otel_audit.capture._hooks import when_imported
 from otel_audit.capture.carriers import CURRENT_SCOPE
-from otel_audit.capture.operations import _when_imported, operation_of
+from otel_audit.capture.operations import operation_of
 
 HEADERS = [(b"host", b"h")]
 
@@ -80,5 +81,5 @@ def test_an_instrumentation_that_has_changed_is_imported_all_the_same(
         raise AttributeError("no such thing in it")
 
     monkeypatch.setitem(sys.modules, "changed_instrumentation", ModuleType("changed_instrumentation"))
-    _when_imported("changed_instrumentation", change)
+    when_imported("changed_instrumentation", "its calls are recorded without audit.operation", change)
     assert "no such thing in it; its calls are recorded without audit.operation" in caplog.text

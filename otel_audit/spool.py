@@ -47,7 +47,7 @@ def ship(found: Sequence[Waiting], destination: Destination, *, timeout_s: float
     """
     deadline = time.monotonic() + timeout_s
 
-    def wait(seconds: float) -> None:
+    def wait(seconds: float, _: bool) -> None:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise _GaveUpError

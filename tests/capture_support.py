@@ -140,7 +140,7 @@ def grpc_sink(port: int = 0) -> Iterator[Sink]:
 
 
 @contextmanager
-def http_sink() -> Iterator[Sink]:
+def http_sink(port: int = 0) -> Iterator[Sink]:
     """An OTLP/HTTP receiver; `refuse` gives (status, headers) to answer otherwise."""
     sink = Sink()
 
@@ -160,7 +160,7 @@ def http_sink() -> Iterator[Sink]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

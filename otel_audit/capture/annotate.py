@@ -72,6 +72,9 @@ def add_to(call: Call | None, said: Mapping[str, Any]) -> bool:
             "annotate a call: %s", "there is none here" if call is None else "too late, its record has been made"
         )
         return False
+    if call.is_job and call.span is None:
+        _log.debug("annotate a job: it is not audited")
+        return False
     known = call.annotations
     if known is None:
         known = call.annotations = {}

@@ -40,7 +40,7 @@ from otel_audit.capture.sampler import AuditSampler
 from otel_audit.capture.settings import Destination
 from otel_audit.capture.tokens import TokenVerifier
 
-__all__ = ["Capture", "flush", "install", "pre_instrument", "ships_to"]
+__all__ = ["Capture", "flush", "install", "pre_instrument", "provide", "ships_to"]
 
 _log = logging.getLogger("otel_audit.capture")
 
@@ -100,6 +100,14 @@ def ships_to(destination: Destination) -> bool:
     return _installed is not None and _installed.recorder.shipper.destination == destination
 
 
+def provide() -> str | None:
+    """Have a tracer provider that makes spans, if capture is installed; its mode, or None when it is not."""
+    if _installed is None:
+        return None
+    _installed.provide()
+    return _installed.settings.mode
+
+
 def flush(timeout_s: float) -> bool:
     """Whether installed capture has delivered all that ended before, after at most `timeout_s`."""
     return _installed is None or _installed.recorder.shipper.flush(timeout_s)
@@ -142,7 +150,13 @@ class Capture:
         self._provider_checked = False
         self._ended = False
         self._after_sigterm: Callable[[int, FrameType | None], Any] | None = None
-        for problem in (*wanted.problems, *proxies.problems):
+        problems = [*wanted.problems, *proxies.problems]
+        if policy.redactor is not None and settings.is_also_theirs(wanted.destination):
+            problems.append(
+                "rules redact, and your own OTLP exporter sends the same spans to the same place as they are: what arrives "
+                "first is the record; set OTEL_TRACES_EXPORTER=none, or have it export elsewhere"
+            )
+        for problem in problems:
             _log.warning("read settings of otel-audit: %s", problem)
 
     def install(self) -> None:
@@ -153,7 +167,7 @@ class Capture:
             self.attach(provider)
         else:
             self._complain_of(provider)
-        propagator = IdentityPropagator(self.reader, self._on_request)
+        propagator = IdentityPropagator(self.reader, self.provide)
         propagate.set_global_textmap(CompositePropagator([propagate.get_global_textmap(), propagator]))
         _stay_a_propagator(propagator)
         try:
@@ -162,7 +176,7 @@ class Capture:
             _log.warning("make metrics of otel-audit: %s; calls are audited all the same", e)
         watch_requests()
         adapt_frameworks(self.calls, propagator)
-        _uvicorn.watch_peers(self._on_request, self._on_startup)
+        _uvicorn.watch_peers(self.provide, self._on_startup)
         _uvicorn.watch_servers(self._catch_sigterm)
         atexit.register(self.end)
         os.register_at_fork(after_in_child=self._after_fork)
@@ -206,8 +220,8 @@ class Capture:
             hint = "set DD_TRACE_OTEL_ENABLED=false, or start with: ddtrace-run opentelemetry-instrument ..."
         _log.warning("install otel-audit: the tracer provider is %s; NO CALL IS AUDITED that it traces; %s", kind, hint)
 
-    def _on_request(self) -> None:
-        """With the first request: if nobody has configured OpenTelemetry by now, nothing would be recorded; do it.
+    def provide(self) -> None:
+        """With the first request or job: if nobody has configured OpenTelemetry by now, nothing would be recorded; do it.
 
         That is the base install without `opentelemetry-distro`. An application that configures it in its own code has
         done so by its first request, and is left alone.

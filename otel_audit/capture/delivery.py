@@ -30,7 +30,7 @@ class Delivery:
 
     Args:
         destination: where records go.
-        wait: waits for some seconds, or less when somebody wants it to hurry.
+        wait: waits for some seconds, or less when somebody wants it to hurry; told whether the destination asked for them.
         on_refused: told of records that the destination will never take.
         refused_path: file that keeps such records, as frames; None: they are only told of.
     """
@@ -39,7 +39,7 @@ class Delivery:
         self,
         destination: Destination,
         *,
-        wait: Callable[[float], None],
+        wait: Callable[[float, bool], None],
         on_refused: OnRefused,
         refused_path: Path | None = None,
     ) -> None:
@@ -66,7 +66,8 @@ class Delivery:
                 return False
             if answer.fate is Fate.AGAIN:
                 self._say_outage(answer.reason)
-                self._wait(backoff_s if answer.delay_s is None else _asked(answer.delay_s, backoff_s))
+                asked = answer.delay_s is not None
+                self._wait(backoff_s if answer.delay_s is None else _asked(answer.delay_s, backoff_s), asked)
                 continue
             if answer.fate is Fate.KEPT:
                 self._count_kept(batch, answer)

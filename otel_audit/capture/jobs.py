@@ -7,6 +7,7 @@ response) it makes a call of its own, a `Job`, with a record when it ends.
 import functools
 import inspect
 import logging
+import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +21,7 @@ from opentelemetry.trace.status import Status, StatusCode
 from otel_audit import __version__, names
 from otel_audit.capture.annotate import add_to, as_text, said_of, warn_once
 from otel_audit.capture.call import CALL_KEY, Call, current_call
-from otel_audit.errors import AuditError
+from otel_audit.errors import AuditError, CaptureError
 
 __all__ = ["Audited", "Job", "audited"]
 
@@ -151,6 +152,13 @@ def _target_of(function: Callable[..., object], target: Target) -> Callable[[tup
     return give
 
 
+_NOT_AUDITED: Final = "its spans do not reach otel-audit"
+_REMEDY: Final = (
+    "start with opentelemetry-instrument, or call otel_audit.install() before anything else makes spans; "
+    "otel-audit check tells what is in the way"
+)
+
+
 # --- one run --------------------------------------------------------------------------------------------------------------
 class _Run:
     """One run of something audited: a part of the call that is being served, or a job with a span of its own."""
@@ -176,14 +184,15 @@ class _Run:
     def _start(self, action: str, said: dict[str, Any], outer: Call | None) -> None:
         job = Job({} if outer is None else outer.identity)  # what a call leaves running is still on its caller's behalf
         job.annotations = said
+        capture = sys.modules.get("otel_audit.capture.autoload")  # absent: nobody has installed it
+        mode = None if capture is None else capture.provide()
         tracer = trace.get_tracer("otel_audit", __version__)
         own = context.set_value(CALL_KEY, job)
         span = tracer.start_span(action, own, SpanKind.INTERNAL, attributes={names.ACTION: action, **said})
         if job.span is None:  # no span processor of ours has seen it start
-            warn_once(
-                "audit what runs outside of a call: capture is not installed, so it is NOT AUDITED; start with "
-                "opentelemetry-instrument, or call otel_audit.install()"
-            )
+            if mode == "fail-closed":
+                raise CaptureError("audit job", action, _NOT_AUDITED, _REMEDY)
+            warn_once(f"audit what runs outside of a call: {_NOT_AUDITED}, so it is NOT AUDITED; {_REMEDY}")
         self._span, self._job = span, job
 
     def attach(self) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from otel_audit import names
 from otel_audit.errors import ConfigError
 
-__all__ = ["ENV_VARS", "Destination", "Settings", "destination", "read"]
+__all__ = ["ENV_VARS", "Destination", "Settings", "destination", "is_also_theirs", "read"]
 
 ENV_VARS: Final = (
     names.ENV_ENDPOINT,
@@ -146,7 +146,10 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _number(env: Mapping[str, str], name: str, default: float, least: float, problems: list[str]) -> float:
+def _number(
+    env: Mapping[str, str], name: str, default: float, least: float, problems: list[str], *, most: float = 1e9
+) -> float:
+    """The number that a variable holds; the nearest that it may be when it is too small or too large."""
     text = env.get(name, "").strip()
     if not text:
         return default
@@ -154,10 +157,15 @@ def _number(env: Mapping[str, str], name: str, default: float, least: float, pro
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not least <= value < 1e9:
-        problems.append(f"{name}={text} is not a number of at least {least:g}; using {default:g}")
-        return default
-    return value
+    if least <= value <= most:
+        return value
+    near = least if value < least else most if value > most else default
+    problems.append(f"{name}={text} is not a number from {_plain(least)} to {_plain(most)}; using {_plain(near)}")
+    return near
+
+
+def _plain(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:g}"
 
 
 def _url(
@@ -255,6 +263,22 @@ def destination(
     )
 
 
+def is_also_theirs(own: Destination, env: Mapping[str, str] | None = None) -> bool:
+    """Whether the user's own OTLP exporter of traces sends to the same place, as far as the environment tells."""
+    env = os.environ if env is None else env
+    if "otlp" not in {name.strip() for name in env.get("OTEL_TRACES_EXPORTER", "").split(",")}:
+        return False
+    try:
+        theirs = destination({k: v for k, v in env.items() if not k.startswith("OTEL_AUDIT_")})
+    except ConfigError:
+        return False
+
+    def place(of: Destination) -> str:
+        return of.target.replace("//localhost:", "//127.0.0.1:").replace("localhost:", "127.0.0.1:", 1)
+
+    return place(theirs) == place(own)
+
+
 def _mode(env: Mapping[str, str], problems: list[str]) -> Mode:
     text = env.get(names.ENV_MODE, "").strip() or "async"
     for mode in MODES:
@@ -307,7 +331,9 @@ def read(env: Mapping[str, str] | None = None) -> Settings:
         destination=destination(env, local="audit" in exporters),
         mode=_mode(env, problems),
         spool_dir=_text(env, names.ENV_SPOOL_DIR),
-        spool_bytes=int(_number(env, names.ENV_SPOOL_BYTES, Settings.spool_bytes, SPOOL_BYTES_LEAST, problems)),
+        spool_bytes=int(
+            _number(env, names.ENV_SPOOL_BYTES, Settings.spool_bytes, SPOOL_BYTES_LEAST, problems, most=1e15)
+        ),
         block_timeout_s=_number(env, names.ENV_BLOCK_TIMEOUT, Settings.block_timeout_s, 0, problems),
         exit_timeout_s=_number(env, names.ENV_EXIT_TIMEOUT, Settings.exit_timeout_s, 0, problems),
         child_spans=env.get(names.ENV_CHILD_SPANS, "").strip().lower() not in ("off", "false", "0", "no"),

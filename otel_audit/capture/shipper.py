@@ -27,6 +27,7 @@ __all__ = ["Shipper"]
 _log = logging.getLogger("otel_audit.capture")
 
 _LINGER_S: Final = 0.2
+_HURRY_S: Final = 0.25
 _BATCH_RECORDS_MAX: Final = 512
 _BATCH_RECORDS_GOOD: Final = 256
 _BATCH_BYTES_MAX: Final = 1024 * 1024
@@ -83,10 +84,11 @@ class Shipper:
         self._starting = threading.Lock()
         self._threadless = False  # whether it was said that no thread could be started
         self._idle = False  # set by the thread before it waits, cleared by whoever wakes it
+        self._hurried = False  # set by whoever flushes, cleared by the thread when nobody waits any more
         self._given_up = False  # set at the end of the process, cleared on delivery
         # The thread's own from here on.
         self.delivery = Delivery(
-            self.destination, wait=self._sleep, on_refused=self._refused, refused_path=self._parent / "refused.spool"
+            self.destination, wait=self._wait, on_refused=self._refused, refused_path=self._parent / "refused.spool"
         )
         self._own: Outbox | None = None
         self._own_generation = 0
@@ -114,6 +116,7 @@ class Shipper:
             return not self.pending()
         if self._given_up:
             return False
+        self._hurried = True
         marker = _Marker(self.spool.end)
         self._markers.put(marker)
         self._wake.put(None)
@@ -265,6 +268,7 @@ class Shipper:
             while True:
                 self._waiting.append(self._markers.get_nowait())
         if not self._waiting:
+            self._hurried = False
             return
         position = self._position()
         for marker in [m for m in self._waiting if position >= m.target]:
@@ -304,6 +308,10 @@ class Shipper:
                 self._parent,
             )
         return True
+
+    def _wait(self, seconds: float, asked: bool) -> None:
+        """Wait before the next attempt: not long while somebody waits for it, unless the destination asked for it."""
+        self._sleep(min(seconds, _HURRY_S) if self._hurried and not asked else seconds)
 
     def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(queue.Empty):

@@ -110,6 +110,8 @@ class _Grpc:
             export = self._export or self._connect()
             return _kept(export(body, timeout=timeout_s, metadata=self._destination.headers))
         except grpc.RpcError as e:
+            if e.code() is grpc.StatusCode.UNAVAILABLE:
+                self.close()  # else the channel's own backoff decides when a connection is tried again, and not ours
             return self._answer(e)
         except Exception as e:
             return Answer(Fate.AGAIN, f"{type(e).__name__}: {e}")

@@ -200,6 +200,20 @@ def test_calls_wait_for_a_receiver_that_is_away(tmp_path: Path) -> None:
         assert "UNAVAILABLE" in s.output()
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_the_end_of_a_process_delivers_to_a_receiver_that_has_come_back(protocol: str, tmp_path: Path) -> None:
+    """However long it was away: what waits for the next attempt tries now."""
+    port = free_port()
+    env = environment(OTEL_AUDIT_ENDPOINT=f"http://127.0.0.1:{port}", OTEL_AUDIT_PROTOCOL=protocol)
+    with service("uvicorn", tmp_path, {**env, "OTEL_AUDIT_EXIT_TIMEOUT": "20"}) as s:
+        assert [s.get(f"/things/{n}") for n in range(20)] == [200] * 20
+        wait_until(lambda: "they wait in the spool" in s.output())
+        with grpc_sink(port) if protocol == "grpc" else http_sink(port) as sink:
+            s.stop(signal.SIGTERM)
+            assert len(sink.spans) == 20
+        assert "not all were delivered" not in s.output()
+
+
 @pytest.mark.parametrize("kind", HTTP_SERVERS)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_without_a_receiver_calls_wait_in_the_spool_for_the_next_process(
@@ -327,6 +341,15 @@ SCRIPTS = {
         for tracer in (provider.get_tracer("a"), trace.get_tracer("b")):
             tracer.start_span("GET /", kind=trace.SpanKind.SERVER).end()
         """,
+    "jobs of a script that installs capture itself are audited": """
+        import otel_audit
+        assert otel_audit.install()
+        @otel_audit.audited(action="nightly")
+        def nightly():
+            assert otel_audit.annotate(contacts=3)
+        nightly()
+        nightly()
+        """,
     "an action outside a request is audited": """
         from opentelemetry import trace
         tracer = trace.get_tracer("a")
@@ -362,13 +385,36 @@ def test_in_a_plain_script(what: str, tmp_path: Path) -> None:
     script.write_text("\n".join(line[8:] for line in lines) + "\n")
     with grpc_sink() as sink:
         env = environment(OTEL_AUDIT_ENDPOINT=sink.address, OTEL_TRACES_SAMPLER="always_off")
-        words = [str(BIN / "opentelemetry-instrument"), sys.executable, str(script)]
+        words = [sys.executable, str(script)]
+        if "installs capture itself" not in what:
+            words.insert(0, str(BIN / "opentelemetry-instrument"))
         done = subprocess.run(words, env=env, cwd=APPS, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         assert len(sink.spans) == 2, done.stderr
         assert len({(s.attributes["audit.source.id"], s.attributes["audit.source.seq"]) for s in sink.spans}) == 2
         if "fork" in what:
             assert len({s.attributes["audit.source.id"] for s in sink.spans}) == 2
+
+
+def test_a_job_that_cannot_be_audited_does_not_begin_in_mode_fail_closed(tmp_path: Path) -> None:
+    program = (
+        "from opentelemetry import trace\n"
+        "import otel_audit\n"
+        "otel_audit.install()\n"
+        "trace.set_tracer_provider(trace.NoOpTracerProvider())\n"
+        "@otel_audit.audited(action='nightly')\n"
+        "def nightly():\n"
+        "    print('it ran, annotated:', otel_audit.annotate(contacts=3))\n"
+        "nightly()\n"
+    )
+    for mode, ran in (("async", True), ("fail-closed", False)):
+        env = environment(OTEL_AUDIT_MODE=mode, OTEL_AUDIT_SPOOL_DIR=str(tmp_path))
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.stdout == ("it ran, annotated: False\n" if ran else "")
+        assert ("NOT AUDITED" in done.stderr) is ran
+        assert ("CaptureError" in done.stderr) is not ran
 
 
 def test_a_tracer_that_is_older_than_capture_is_audited(tmp_path: Path) -> None:

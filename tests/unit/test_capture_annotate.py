@@ -426,6 +426,7 @@ def test_a_fault_of_ours_is_not_the_jobs(caught: Caught, monkeypatch: pytest.Mon
 
 
 # --- the public face -------------------------------------------------------------------------------------------------------
+@pytest.mark.usefixtures("caught")
 def test_the_types_of_what_is_audited_stay() -> None:
     """Checked by mypy, with the rest of the tests."""
     assert_type(plain(1), int)

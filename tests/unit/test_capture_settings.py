@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from otel_audit.capture import settings
-from otel_audit.capture.settings import Destination, destination, read
+from otel_audit.capture.settings import Destination, destination, is_also_theirs, read
 from otel_audit.errors import ConfigError
+from tests.spool_support import MIB
 
 OWN = "OTEL_AUDIT_ENDPOINT"
 SHARED = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -87,19 +88,41 @@ def test_a_secret_header_is_not_printed() -> None:
 
 
 @pytest.mark.parametrize(
-    "env",
+    ("env", "counts"),
     [
-        {"OTEL_AUDIT_SPOOL_BYTES": "many"},
-        {"OTEL_AUDIT_SPOOL_BYTES": "0"},
-        {"OTEL_AUDIT_BLOCK_TIMEOUT": "-1"},
-        {"OTEL_AUDIT_EXIT_TIMEOUT": "nan"},
+        ({"OTEL_AUDIT_SPOOL_BYTES": "many"}, (256 * MIB, 0.05, 5.0)),
+        ({"OTEL_AUDIT_SPOOL_BYTES": "20000"}, (MIB, 0.05, 5.0)),
+        ({"OTEL_AUDIT_BLOCK_TIMEOUT": "-1"}, (256 * MIB, 0.0, 5.0)),
+        ({"OTEL_AUDIT_EXIT_TIMEOUT": "nan"}, (256 * MIB, 0.05, 5.0)),
     ],
 )
-def test_another_bad_setting_is_a_complaint_and_the_default_counts(env: dict[str, str]) -> None:
+def test_another_bad_setting_is_a_complaint_and_the_nearest_or_the_default_counts(
+    env: dict[str, str], counts: tuple[float, ...]
+) -> None:
     found = read(env)
     assert len(found.problems) == 1
     assert next(iter(env)) in found.problems[0]
-    assert (found.spool_bytes, found.block_timeout_s, found.exit_timeout_s) == (256 * 1024 * 1024, 0.05, 5.0)
+    assert (found.spool_bytes, found.block_timeout_s, found.exit_timeout_s) == counts
+
+
+def test_a_spool_may_be_as_large_as_a_disk() -> None:
+    found = read({"OTEL_AUDIT_SPOOL_BYTES": str(50 * 1024 * MIB)})
+    assert (found.spool_bytes, found.problems) == (50 * 1024 * MIB, ())
+
+
+@pytest.mark.parametrize(
+    ("env", "same"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "otlp"}, True),
+        ({"OTEL_TRACES_EXPORTER": "none"}, False),
+        ({}, False),
+        ({"OTEL_TRACES_EXPORTER": "console, otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317"}, True),
+        ({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://elsewhere:4317"}, False),
+    ],
+)
+def test_whether_the_users_exporter_sends_to_the_same_place(env: dict[str, str], same: bool) -> None:
+    env = {"OTEL_AUDIT_ENDPOINT": "http://localhost:4317", **env}
+    assert is_also_theirs(destination(env), env) is same
 
 
 def test_header_names_are_lower_case_and_blank_is_unset() -> None:

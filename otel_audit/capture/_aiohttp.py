@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_audit import names
 from otel_audit.capture.call import CALL_KEY, Call, current_call
-from otel_audit.capture.corrections import close_outcome, set_status, status_of
+from otel_audit.capture.corrections import note_closes, outcome_of_closed, set_status, status_of
 from otel_audit.capture.processor import Calls
 
 __all__ = ["audit_aiohttp", "audit_begun_responses"]
@@ -27,16 +27,16 @@ class _Answer:
     """What became of a call; put on its record.
 
     `fallback` is the status that aiohttp answers after an exception; `sent` the one that the handler has sent itself;
-    `close_code` how a WebSocket was closed; each None when there is none. `gone` is whether the client went away and the
+    `closed` the WebSocket that has ended; each None when there is none. `gone` is whether the client went away and the
     handler failed over that.
     """
 
-    __slots__ = ("close_code", "fallback", "gone", "sent")
+    __slots__ = ("closed", "fallback", "gone", "sent")
 
     def __init__(self) -> None:
         self.fallback: int | None = None
         self.sent: int | None = None
-        self.close_code: int | None = None
+        self.closed: Any = None
         self.gone = False
 
     def __call__(self, said: dict[str, Any], span: ReadableSpan) -> None:  # noqa: ARG002 - as `Call.correct` is called
@@ -46,8 +46,8 @@ class _Answer:
             set_status(said, self.fallback)
         if self.gone:
             said[names.OUTCOME] = "unknown"
-        elif self.close_code is not None:
-            said[names.OUTCOME] = close_outcome(self.close_code, by_client=False)
+        elif self.closed is not None:
+            said[names.OUTCOME] = outcome_of_closed(self.closed)
 
 
 def audit_aiohttp(calls: Calls, module: Any) -> None:
@@ -83,6 +83,7 @@ def audit_aiohttp(calls: Calls, module: Any) -> None:
         return audited
 
     module.create_aiohttp_middleware = create
+    note_closes(web.WebSocketResponse)
 
 
 async def _serve(call: Call, request: Any, handler: _Handler) -> Any:
@@ -102,7 +103,7 @@ async def _serve(call: Call, request: Any, handler: _Handler) -> Any:
         raise
     finally:
         detach(token)
-    answer.close_code = getattr(response, "close_code", None)
+    answer.closed = response if getattr(response, "close_code", None) is not None else None
     return response
 
 

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 
 from otel_audit import names
 from otel_audit.capture.carriers import CURRENT_HANDLER
-from otel_audit.capture.corrections import close_outcome, set_status
+from otel_audit.capture.corrections import note_closes, outcome_of_closed, set_status
 from otel_audit.capture.processor import Calls
 
 __all__ = ["audit_tornado"]
@@ -47,7 +47,7 @@ class _Handled:
         if getattr(self.handler, "_headers_written", False):  # whatever happened then, this is what was answered
             set_status(said, status)
         if status == _SWITCHING and not span.events:
-            said[names.OUTCOME] = close_outcome(self.handler.close_code, by_client=False)
+            said[names.OUTCOME] = outcome_of_closed(self.handler)
         elif span.events and all(map(_is_client_gone, span.events)):
             said[names.OUTCOME] = "unknown"
 
@@ -66,6 +66,9 @@ def audit_tornado(calls: Calls, module: Any) -> None:
     _show_handler(calls, module)
     _name_routes_of_any_method(module)
     _end_span_before_response(module)
+    import tornado.websocket
+
+    note_closes(tornado.websocket.WebSocketHandler)
 
 
 def _show_handler(calls: Calls, module: Any) -> None:

@@ -4,6 +4,7 @@ Instrumentations see a call from where they sit. What they get wrong for one fra
 that framework; here is what holds for HTTP in general, and how WebSocket calls end.
 """
 
+import functools
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
 
@@ -12,7 +13,16 @@ from opentelemetry.sdk.trace import ReadableSpan
 from otel_audit import names
 from otel_audit.capture.call import Call
 
-__all__ = ["INNER_KEY", "MOUNT_KEY", "close_outcome", "correct_http", "set_status", "status_of"]
+__all__ = [
+    "INNER_KEY",
+    "MOUNT_KEY",
+    "close_outcome",
+    "correct_http",
+    "note_closes",
+    "outcome_of_closed",
+    "set_status",
+    "status_of",
+]
 
 MOUNT_KEY: Final = "otel_audit.mount"
 """ASGI scope key: the routes of the mounts that the request went through, as one text; see `_starlette`."""
@@ -23,6 +33,8 @@ _ROUTE: Final = names.HTTP_ROUTE[0]
 _METHOD, _METHOD_OLD = names.HTTP_METHOD
 _STATUS, _STATUS_OLD = names.HTTP_STATUS
 
+_CLOSED_WITH: Final = "_otel_audit_closed_with"
+"""Attribute of a WebSocket: the code that the service closed it with."""
 _CLOSED_WELL: Final = frozenset({1000, 1001, 1005})
 _BROKEN: Final = 1006
 _CLOSED_ERROR: Final = frozenset({1011, 1012, 1013, 1014})
@@ -94,3 +106,29 @@ def close_outcome(code: int | None, *, by_client: bool) -> str:
     if code in _CLOSED_DENIED:
         return "denied"
     return "error" if code in _CLOSED_ERROR else "failure"
+
+
+def note_closes(connection: Any) -> None:
+    """Have a WebSocket class note the code that the service closes with: what the client answers is its own choice.
+
+    Args:
+        connection: the class, with a method `close` and an attribute `close_code`.
+    """
+    original = connection.close
+
+    @functools.wraps(original)
+    def close(self: Any, *args: Any, **more: Any) -> Any:
+        if self.close_code is None and not hasattr(
+            self, _CLOSED_WITH
+        ):  # else the other side, or an earlier close, was first
+            code = more.get("code", args[0] if args else None)
+            setattr(self, _CLOSED_WITH, 1000 if code is None else code)
+        return original(self, *args, **more)
+
+    connection.close = close
+
+
+def outcome_of_closed(connection: Any) -> str:
+    """The outcome of a WebSocket call whose connection has ended, by whoever ended it."""
+    code = getattr(connection, _CLOSED_WITH, None)
+    return close_outcome(connection.close_code if code is None else code, by_client=code is None)

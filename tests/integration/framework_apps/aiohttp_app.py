@@ -51,6 +51,8 @@ async def room(request: web.Request) -> web.WebSocketResponse:
     await socket.prepare(request)
     if request.match_info["room"] == "broken":
         raise RuntimeError("out of order")
+    if request.match_info["room"] == "strict":
+        await socket.close(code=4403)
     async for message in socket:
         await socket.send_str(message.data)
     return socket

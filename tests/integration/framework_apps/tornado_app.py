@@ -41,6 +41,8 @@ class Room(tornado.websocket.WebSocketHandler):
     def open(self, room: str) -> None:
         if room == "broken":
             raise RuntimeError("out of order")
+        if room == "strict":
+            self.close(4403)
 
     def on_message(self, message: str | bytes) -> None:
         self.write_message(message)

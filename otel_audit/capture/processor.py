@@ -24,7 +24,7 @@ from otel_audit.capture.recorder import Recorder
 from otel_audit.capture.redact import Redactor
 from otel_audit.capture.rules import Rules
 from otel_audit.capture.settings import Mode
-from otel_audit.capture.wire import attributes_of
+from otel_audit.capture.wire import attributes_of, has_attribute
 from otel_audit.errors import CaptureError
 
 __all__ = ["AuditSpanProcessor", "Calls", "is_audited"]
@@ -39,7 +39,7 @@ _WITHIN.recorded = True
 
 def is_audited(span: ReadableSpan) -> bool:
     """Whether `span` is to become an audit record."""
-    return span.kind is SpanKind.SERVER or names.ACTION in attributes_of(span)
+    return span.kind is SpanKind.SERVER or has_attribute(span, names.ACTION)
 
 
 class Calls:
@@ -118,7 +118,7 @@ class Calls:
                 self.children.start(span, call)
         elif kind is SpanKind.INTERNAL and call.internal and begins:
             self._start_call(span, call)
-        elif names.ACTION in attributes_of(span):
+        elif has_attribute(span, names.ACTION):
             if call.is_job and begins:
                 self._start_call(span, call)
             else:
@@ -167,11 +167,10 @@ class Calls:
             finally:
                 self._open.pop(span_id, None)  # only now: whoever waits for it goes on to flush
             return
-        attributes = attributes_of(span)
         if kind is SpanKind.CLIENT:
-            self.children.end(span, attributes)
-        if names.ACTION in attributes:
-            shown = self._redacted(attributes)
+            self.children.end(span, attributes_of(span))
+        if has_attribute(span, names.ACTION):
+            shown = self._redacted(attributes_of(span))
             self.recorder.record(self._redacted_span(span), shown, sync=self._mode != "async")
 
     def answered(self, call: Call) -> None:

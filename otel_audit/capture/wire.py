@@ -21,7 +21,7 @@ from opentelemetry.trace.status import StatusCode
 
 from otel_audit.names import ACTION, DB_DURATION_NS, EXCEPTION_EVENT, HTTP_DURATION_NS, SOURCE_ID, SOURCE_SEQ
 
-__all__ = ["EncodedSpan", "SpanEncoder", "attributes_of", "request"]
+__all__ = ["EncodedSpan", "SpanEncoder", "attributes_of", "has_attribute", "request"]
 
 SPAN_BYTES_MAX: Final = 1024 * 1024
 """A span larger than this is written again with its texts cut; a gRPC server's default limit is 4 MiB a request."""
@@ -157,6 +157,12 @@ def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
     return found
 
 
+def has_attribute(span: ReadableSpan, name: str) -> bool:
+    """Whether `span` has an attribute; without a copy of all, where the SDK keeps them as it does today."""
+    plain = getattr(getattr(span, "_attributes", None), "_dict", None)
+    return name in (attributes_of(span) if plain is None else plain)
+
+
 class SpanEncoder:
     """Encodes spans of one source; safe from any thread, since the caches are only ever added to or emptied.
 
@@ -244,9 +250,8 @@ class SpanEncoder:
         parts += (self._source, self._seq % (_SEQ_BYTES + len(number), 1 + len(number), number))
         if span.dropped_attributes:
             parts.append(b"\x50" + _varint(span.dropped_attributes))
-        events = span.events
-        if events:
-            self._add_events(parts, events, chars_max)
+        if getattr(span, "_events", True):  # the property makes a tuple of what is nearly always nothing
+            self._add_events(parts, span.events, chars_max)
         status = span.status
         if status.status_code is StatusCode.UNSET:
             parts.append(b"\x7a\x00")

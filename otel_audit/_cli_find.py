@@ -28,8 +28,10 @@ from otel_audit._cli_tables import (
     FOOTNOTE,
     MARKED_COLUMNS,
     TABLE_COLUMNS,
+    TRUST_FOOTNOTE,
     RecordTable,
     is_marked,
+    is_unverified,
     rows_of,
     tsv_header,
     tsv_lines,
@@ -64,7 +66,7 @@ class _Printer:
         self._console = stdout_console() if sys.stdout.isatty() and not as_json else None
         self._table: RecordTable | None = None
         self._begun = False
-        self._marked = False
+        self._marked = self._unverified = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -90,6 +92,7 @@ class _Printer:
                     self._console.print(line, no_wrap=True, overflow="crop")
             self._table.print(self._console, rows)
             self._marked = self._marked or any(map(is_marked, rows))
+            self._unverified = self._unverified or any(map(is_unverified, rows))
         else:
             if not self._begun:
                 write_out(tsv_header())
@@ -100,8 +103,9 @@ class _Printer:
 
     def end(self) -> None:
         """What the marks mean, where there were any."""
-        if self._console and self._marked:
-            self._console.print(FOOTNOTE, style="dim")
+        for footnote, needed in ((FOOTNOTE, self._marked), (TRUST_FOOTNOTE, self._unverified)):
+            if self._console and needed:
+                self._console.print(footnote, style="dim")
 
 
 # --- find -----------------------------------------------------------------------------------------------------------------

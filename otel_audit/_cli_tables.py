@@ -19,8 +19,10 @@ __all__ = [
     "FOOTNOTE",
     "MARKED_COLUMNS",
     "TABLE_COLUMNS",
+    "TRUST_FOOTNOTE",
     "RecordTable",
     "is_marked",
+    "is_unverified",
     "padded",
     "rows_of",
     "shrunk",
@@ -41,17 +43,22 @@ TABLE_COLUMNS: Final = (
 )
 """What a list shows: the number to ask `show` for, the seven columns of an API audit log, and the outcome."""
 
-MARKED_COLUMNS: Final = (*TABLE_COLUMNS, "attributes")
-"""What a list for people reads: the attributes say whether the call came with a defect."""
+MARKED_COLUMNS: Final = (*TABLE_COLUMNS, "client_auth", "attributes")
+"""What a list for people reads: also whether the client was verified, and whether the call came with a defect."""
 
 FOOTNOTE: Final = "! see otel-audit show NUMBER: the call came with a defect"
 """What the mark behind an outcome means."""
+
+TRUST_FOOTNOTE: Final = "? behind a client: taken on trust, its credential was not verified"
+"""What the mark behind a client's id means."""
 
 _TITLES: Final = {c.name: c.title for c in record.COLUMNS} | {"seq": "Number"}
 _WIDTH_MAX: Final = {"client_id": 40, "client_name": 32, "service": 24, "action": 28, "client_ip": 39}
 _WIDTH_MIN: Final = {"client_id": 8, "client_name": 8, "service": 7, "action": 5, "client_ip": 12}
 _WIDTH_LIVE: Final = {"seq": 6, "client_id": 14, "client_name": 18, "service": 12, "action": 8, "client_ip": 15}
 _RIGHT: Final = ("seq", "duration_ns")
+_UNVERIFIED: Final = "(unverified)"  # the end of a Credential that was taken on trust
+_TRUST_MARK: Final = " ?"
 _SHORT_OUTCOME: Final = {"success": "ok", "denied": "deny", "failure": "fail", "error": "err", "unknown": "?"}
 _STYLE: Final = {"denied": "yellow", "failure": "magenta", "error": "bold red", "unknown": "dim"}
 _TIMES: Final = ("%Y-%m-%d %H:%M:%S.%f", "%Y-%m-%d %H:%M:%S", "%m-%d %H:%M:%S")
@@ -76,6 +83,11 @@ def is_marked(row: Row) -> bool:
     """Whether the record says that the call came with a defect; never where its attributes were not asked for."""
     text = row.get("attributes")
     return text is not None and names.PROBLEMS in text and names.PROBLEMS in json.loads(text)
+
+
+def is_unverified(row: Row) -> bool:
+    """Whether the record names a client that nobody verified; never where its credential was not asked for."""
+    return bool(row.get("client_id")) and _UNVERIFIED in (row.get("client_auth") or "")
 
 
 # --- for programs ---------------------------------------------------------------------------------------------------------
@@ -161,6 +173,8 @@ class RecordTable:
         widths = {}
         for column in TABLE_COLUMNS:
             cells = [cell_len(shape.cell(column, row[column], self._zone)) for row in sample]
+            if column == "client_id":
+                cells = [n + len(_TRUST_MARK) * is_unverified(row) for n, row in zip(cells, sample, strict=True)]
             word = max(map(len, _TITLES[column].split()))
             title = next(w for w in range(word, 99) if len(textwrap.wrap(_TITLES[column], w)) <= 2)
             floor = _WIDTH_LIVE.get(column, 8 if column == "duration_ns" else 0) if live else 0
@@ -187,6 +201,7 @@ class RecordTable:
 
     def line(self, row: Row) -> "Text":
         """One record."""
+        from rich.cells import cell_len
         from rich.text import Text
 
         text = Text(no_wrap=True, overflow="crop")
@@ -195,6 +210,11 @@ class RecordTable:
             cell = self._shape.cell(column, row[column], self._zone)
             if column == "outcome" and is_marked(row):
                 cell += "!"
+            elif column == "client_id" and is_unverified(row):
+                cell = (
+                    padded(cell, min(cell_len(cell), self._widths[column] - len(_TRUST_MARK)), right=False)
+                    + _TRUST_MARK
+                )
             elif column == "action" and cell.startswith(names.ACTION_OWN_PREFIX):
                 cell = _tail(cell, self._widths[column])
             text.append(self._shape.gap if i else "")

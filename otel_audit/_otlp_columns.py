@@ -87,6 +87,9 @@ def _varints(raws: _Column) -> npt.NDArray[np.int64] | None:
     return numbers
 
 
+_INCOMPLETE: Final = fragment(names.INCOMPLETE, value=True)
+
+
 def _member_order(key: str) -> bytes:
     return key.encode("utf-16-be")
 
@@ -297,15 +300,21 @@ class Table:
         starts, ends = self._spans.heads.starts, self._spans.heads.ends
         durations = ends - starts  # wraps where the end is before the start; those are masked
         good = (starts != 0) & (starts <= _INT64_MAX) & (ends >= starts) & (durations <= INT_MAX)
-        mask = None
-        if not good.all():
-            mask = ~good
-            for row in np.flatnonzero(mask).tolist():
-                self._judge_times(row, int(starts[row]), int(ends[row]))
+        absent = ~good
+        for row in np.flatnonzero(absent).tolist():
+            self._judge_times(row, int(starts[row]), int(ends[row]))
+        # The end of a call is unknown where only its begin was recorded; the span repeats its start there.
+        begun = [row for row in np.flatnonzero(durations == 0).tolist() if self._is_incomplete(row)]
+        absent[begun] = True
+        mask = absent if absent.any() else None
         times = pa.Array.from_buffers(
             pa.timestamp("us", "UTC"), n, [None, pa.py_buffer((starts // np.uint64(1000)).astype(np.int64))]
         )
         return times, pa.array(durations.astype(np.int64), pa.int64(), mask=mask)
+
+    def _is_incomplete(self, row: int) -> bool:
+        members = self._spans.members.get(int(self._spans.rows[row]), {})
+        return members.get(names.INCOMPLETE) == _INCOMPLETE
 
     def _judge_times(self, row: int, start: int, end: int) -> None:
         if start == 0:

@@ -94,9 +94,13 @@ class Watch:
         for source in found:
             told = [(g.first, g.last) for g in source.gaps if g.verdict != "late"]
             self._take(source, told)
-        missing = sum(s.missing_count for s in found)
+        missing = [
+            n for s in found if (n := s.missing_count - s.missing.get("late", 0))
+        ]  # what is late is told in time
         if missing:
-            _log.warning("%d records of %d sources are missing in the log; see otel-audit gaps", missing, len(found))
+            _log.warning(
+                "%d records of %d sources are missing in the log; see otel-audit gaps", sum(missing), len(missing)
+            )
 
     def _take(self, source: "Source", told: Collection[Range] = ()) -> None:
         ended = source.state == "clean"
@@ -107,8 +111,6 @@ class Watch:
         for event in self._tracker.events():
             if event.kind == "stop":
                 _log.info("source %s of %s ended in good order", event.source, event.service)
-            elif event.before:
-                _log.info("source %s of %s began; before it on its host: %s", event.source, event.service, event.before)
             else:
                 _log.info("source %s of %s began", event.source, event.service)
 

@@ -194,7 +194,7 @@ class AuditLog:
         for batch in tail.batches:
             recorded_us = batch.column("recorded_at").cast(pa.int64())[-1].as_py()
             self._memory.add(keys_of(batch), self._next_seq, recorded_us)
-            self.tracker.take(batch)
+            self.tracker.take(batch, replayed=True)
             self._next_seq += batch.num_rows
             self._recorded_us = max(self._recorded_us, recorded_us)
         self._head = tail.scan.digest
@@ -212,7 +212,7 @@ class AuditLog:
             seq = segment.first_seq
             for batch in lake.read(segment, (*KEY_COLUMNS, *TRACKED_COLUMNS)):
                 self._memory.add(keys_of(batch), seq, segment.recorded_max_us)
-                self.tracker.take(batch)
+                self.tracker.take(batch, replayed=True)
                 seq += batch.num_rows
 
     def close(self) -> None:

@@ -35,8 +35,6 @@ class Event:
     kind: Literal["start", "stop"]
     source: str
     service: str
-    before: str = ""
-    """For a start: the newest source of the same service and host that is there, and how it ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +96,16 @@ class Tracker:
         # Under `_lock`, all that follows. Sources in the order in which they last spoke, the most silent first.
         self._sources: dict[str, _Source] = {}
         self._events: deque[Event] = deque(maxlen=_EVENTS_MAX)
-        self._newest: dict[tuple[str, str], str] = {}  # service and host -> the source that began last
         self._reported = 0
 
     # --- from the log -----------------------------------------------------------------------------------------------------
-    def take(self, batch: pa.RecordBatch) -> None:
-        """Records that the log has; needs the columns `TRACKED_COLUMNS`."""
+    def take(self, batch: pa.RecordBatch, *, replayed: bool = False) -> None:
+        """Records that the log has.
+
+        Args:
+            batch: has the columns `TRACKED_COLUMNS`.
+            replayed: an earlier run took them, and told of their begins and ends.
+        """
         seen = ranges_of(batch)
         own = pc.starts_with(batch.column("action"), ACTION_OWN_PREFIX)
         events = batch.filter(own).select(TRACKED_COLUMNS).to_pylist() if own.true_count else []
@@ -112,7 +114,9 @@ class Tracker:
         with self._lock:
             self._add(seen)
             for row in events:
-                self._event(row["action"], row["source_id"], row["service"])
+                event = self._event(row["action"], row["source_id"], row["service"])
+                if event is not None and not replayed:
+                    self._events.append(event)
             if len(self._sources) > SOURCES_MAX:
                 self._evict()
 
@@ -142,29 +146,21 @@ class Tracker:
             for first, last in s.ranges:
                 source.numbers.add(first, last, now)
 
-    def _event(self, action: str, name: str | None, service: str) -> None:
+    def _event(self, action: str, name: str | None, service: str) -> Event | None:
+        """What a source says about itself in a record: that it begins or ends; None for anything else."""
         source = self._sources.get(name or "")
         if source is None or name is None:
-            return
+            return None
         source.service = service
-        if action == ACTION_START:
-            before = self._newest.get((service, host_of(name)), "")
-            if before and before != name:
-                known = self._sources.get(before)
-                before += (
-                    " which ended in good order" if known is None or known.ended else " which did not say it ended"
-                )
-            self._newest[service, host_of(name)] = name
-            self._events.append(Event("start", name, service, before if before != name else ""))
-        elif action == ACTION_STOP:
+        if action == ACTION_STOP:
             source.ended = True
-            self._events.append(Event("stop", name, service))
+            return Event("stop", name, service)
+        return Event("start", name, service) if action == ACTION_START else None
 
     def _evict(self) -> None:
         going = sorted(self._sources, key=lambda n: not self._sources[n].ended)[:_EVICTED_AT_ONCE]
         for name in going:
             del self._sources[name]
-        self._newest = {k: n for k, n in self._newest.items() if n in self._sources}
 
     # --- for who watches ----------------------------------------------------------------------------------------------------
     def events(self) -> list[Event]:

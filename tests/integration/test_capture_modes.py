@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from otel_audit.otlp import Decoder
 from tests.capture_support import environment, free_port, grpc_sink, service, wait_until
 from tests.spool_support import MIB
 
@@ -61,6 +62,9 @@ def test_fail_closed_tells_of_a_call_whose_end_nobody_saw(kind: str, tmp_path: P
     hung = next(x for x in spans if path_of(x) == "/hang")
     assert hung.attributes["audit.outcome"] == "unknown"
     assert sorted(x.attributes["audit.source.seq"] for x in spans if x is not hung) == [2, 2]
+    records = [r for body in sink.bodies for r in Decoder().decode(body).records.to_pylist()]
+    durations = {r["target"]: r["duration_ns"] for r in records if r["target"]}
+    assert {target for target, ns in durations.items() if ns is None} == {"/hang"}
 
 
 def _ignore(get: object, path: str) -> None:

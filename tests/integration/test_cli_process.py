@@ -252,6 +252,21 @@ def test_a_call_with_a_defect_is_marked_on_a_terminal_only(tmp_path: Path, colum
         assert b"!" not in run(*command, "--dir", str(tmp_path)).stdout
 
 
+def test_an_unverified_client_is_marked_on_a_terminal_only(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    claimed = {"client_id": "web", "client_auth": "basic (unverified)", "outcome": "denied"}
+    snapshot(tmp_path, rows([{"client_id": "web", "client_auth": "api_key"}, claimed]), [2])
+    footnote = "? behind a client: taken on trust, its credential was not verified"
+    for command in (("find",), ("tail", "--no-follow")):
+        out = SGR.sub("", shown(*command, "--dir", str(tmp_path), columns=120))
+        assert [line.split()[0] for line in out.split("\r\n") if "web ?" in line] == ["2"]
+        assert footnote in out
+        verified = SGR.sub("", shown(*command, "--dir", str(tmp_path), "--outcome", "success", columns=120))
+        assert "?" not in verified
+        for form in ((), ("--json",)):
+            assert b"?" not in run(*command, "--dir", str(tmp_path), *form).stdout
+
+
 def test_bytes_are_not_written_to_a_terminal(log: Path) -> None:
     out = shown("export", "--dir", str(log), "--format", "parquet")
     assert "error: export parquet" in out

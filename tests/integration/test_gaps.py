@@ -181,8 +181,15 @@ def test_a_batch_dropped_on_purpose_is_named_with_its_numbers_from_whom_and_sinc
         wait_until(lambda: log.says(f"source {source['source']} of things misses 4 records, numbers 7-10: "))
         assert " sources=1 running=0 missing=4 reported=4" in log.stop()
     assert sum("misses" in line for line in log.said) == 1, "told once"
-    with audit_log(folder, late="1s") as log:
-        wait_until(lambda: log.says("4 records of 1 sources are missing in the log"))
+    for sealed in (False, True):
+        with audit_log(folder, late="1s") as log:
+            wait_until(lambda: log.says("4 records of 1 sources are missing in the log"))
+            log.stop()
+        assert not any("source " in line for line in log.said), "what is in the log, here unsealed or not, is no news"
+        assert sum("missing in" in line for line in log.said) == 1
+        if not sealed:
+            command = [sys.executable, "-m", "otel_audit", "seal", "--dir", str(folder)]
+            subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
 def test_what_may_still_be_on_its_way_is_late_and_gone_when_it_has_come(tmp_path: Path) -> None:
@@ -240,7 +247,8 @@ def test_a_killed_source_has_no_end_and_its_successor_a_clean_one(tmp_path: Path
             stored(folder, 5)
             s.stop()
         wait_until(lambda: log.says("ended in good order"))
-        assert log.says("which did not say it ended")
+        assert sum(" of things began" in line for line in log.said) == 2
+        assert not any("before it" in line for line in log.said)
         found = gaps(folder, "--all", "--late", "0s")
         assert (found.code, found.missing) == (0, {})
         assert [(x["state"], x["records"]) for x in found.sources] == [("no end", 4), ("clean", 4)]

@@ -564,6 +564,7 @@ CELLS = st.text(max_size=50) | st.sampled_from(
             {
                 "client_id": st.none() | CELLS,
                 "client_name": CELLS,
+                "client_auth": st.sampled_from([None, "api_key", "basic (unverified)"]),
                 "service": CELLS,
                 "action": CELLS,
                 "client_ip": CELLS,
@@ -594,6 +595,20 @@ def test_at_eighty_columns_all_columns_are_there() -> None:
     assert table.caption() == "2026-11-23, times in UTC"
     assert all(cell_len(table.line(r).plain) <= 80 for r in sample)
     assert table.line(sample[1]).plain.split()[-2:] == ["12:00:00", "deny"]
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+@pytest.mark.parametrize("live", [False, True])
+def test_a_client_that_nobody_verified_is_marked_however_its_id_is_cut(width: int, live: bool) -> None:
+    auths = ["api_key", "basic (unverified)", "basic (unverified)", "other (unverified)"]
+    ids = ["web", "web", "w" * 99, None]
+    sample = rows([{"client_id": c, "client_auth": a} for c, a in zip(ids, auths, strict=True)])
+    table = RecordTable(width, sample, UTC_ZONE, live=live)
+    lines = [table.line(r).plain for r in sample]
+    assert [line.count(" ?") for line in lines] == [0, 1, 1, 0]
+    assert lines[1].split()[1:3] == ["web", "?"]
+    assert all(cell_len(line) <= width for line in lines)
+    assert "?" not in "".join(tsv_lines(sample, UTC_ZONE))
 
 
 @pytest.mark.parametrize("width", [90, 100, 120])

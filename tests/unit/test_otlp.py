@@ -101,6 +101,23 @@ def test_identity_and_times_come_from_the_span() -> None:
     assert found["duration_ns"] == 5_000_000
 
 
+def test_a_call_whose_end_nobody_saw_has_no_duration() -> None:
+    at_once = {"end_time_unix_nano": START_NS}
+    incomplete = {"audit.incomplete": True, "audit.outcome": "unknown"}
+    spans = [
+        span(incomplete, **at_once),
+        span({}, **at_once),
+        span({"audit.incomplete": False}, **at_once),
+        span({"audit.incomplete": "true"}, **at_once),
+        span(incomplete),
+    ]
+    found = rows(decode(*spans))
+    assert [r["duration_ns"] for r in found] == [None, 0, 0, 0, 5_000_000]
+    assert json.loads(found[0]["attributes"]) == {"audit.incomplete": True}, "that is no defect of the span"
+    excluded = span({"url.path": "/x", "http.request.method": "GET"}, kind=Span.SPAN_KIND_CLIENT)
+    assert [r["duration_ns"] for r in rows(decode(excluded, spans[1], spans[0]))] == [0, None]
+
+
 def test_new_names_win_over_old_ones() -> None:
     both = {
         "http.method": "GET",

@@ -7,7 +7,7 @@ import pytest
 
 from otel_audit import tracker as module
 from otel_audit.numbers import Seen
-from otel_audit.tracker import Tracker, host_of
+from otel_audit.tracker import Event, Tracker, host_of
 
 
 class Clock:
@@ -57,21 +57,30 @@ def test_only_what_was_not_seen_is_the_number_of_a_copy() -> None:
     assert tracker.unknown(calls("a", 4)) == []
 
 
-def test_begin_and_end_are_told_with_who_was_there_before() -> None:
+def test_begin_and_end_are_told_once_each_and_of_the_source_alone() -> None:
     tracker = Tracker()
     tracker.take(batch(("web-1-77-aa", 1, "otel_audit.start"), ("web-1-77-aa", 2, "otel_audit.stop")))
     tracker.take(batch(("web-1-78-bb", 1, "otel_audit.start")))
     tracker.take(batch(("web-1-79-cc", 1, "otel_audit.start"), ("web-2-80-dd", 1, "otel_audit.start")))
-    found = [(e.kind, e.source, e.before) for e in tracker.events()]
-    assert found == [
-        ("start", "web-1-77-aa", ""),
-        ("stop", "web-1-77-aa", ""),
-        ("start", "web-1-78-bb", "web-1-77-aa which ended in good order"),
-        ("start", "web-1-79-cc", "web-1-78-bb which did not say it ended"),
-        ("start", "web-2-80-dd", ""),
+    assert tracker.events() == [
+        Event("start", "web-1-77-aa", "crm"),
+        Event("stop", "web-1-77-aa", "crm"),
+        Event("start", "web-1-78-bb", "crm"),
+        Event("start", "web-1-79-cc", "crm"),
+        Event("start", "web-2-80-dd", "crm"),
     ]
     assert tracker.events() == []
     assert (tracker.stats().sources, tracker.stats().running) == (4, 3)
+
+
+def test_what_an_earlier_run_took_is_known_and_not_told_again() -> None:
+    tracker = Tracker()
+    own = batch(("a", 1, "otel_audit.start"), ("a", 2, "otel_audit.stop"), ("b", 1, "otel_audit.start"))
+    tracker.take(own, replayed=True)
+    assert tracker.events() == []
+    assert (tracker.stats().sources, tracker.stats().running) == (2, 1)
+    tracker.take(batch(("b", 2, "otel_audit.stop")))
+    assert tracker.events() == [Event("stop", "b", "crm")]
 
 
 def test_what_the_log_says_fills_what_memory_has_forgotten() -> None:

@@ -24,7 +24,7 @@ from otel_audit.capture.recorder import Recorder
 from otel_audit.capture.redact import Redactor
 from otel_audit.capture.rules import Rules
 from otel_audit.capture.settings import Mode
-from otel_audit.capture.wire import attributes_of, has_attribute
+from otel_audit.capture.wire import add_texts, attributes_of, has_attribute
 from otel_audit.errors import CaptureError
 
 __all__ = ["AuditSpanProcessor", "Calls", "is_audited"]
@@ -132,7 +132,7 @@ class Calls:
         call.span = span
         call.begun = attributes_of(span)
         if call.identity:
-            span.set_attributes(self._redacted(call.identity))
+            add_texts(span, self._redacted(call.identity))
         setattr(span, SPAN_CALL, call)
         _remember(self._open, _id_of(span), call)
         mode: Mode | None = self._mode if self._modes is None else self._modes.mode_at_start(call.begun)

@@ -14,14 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.status import StatusCode
 
 from otel_audit.names import ACTION, DB_DURATION_NS, EXCEPTION_EVENT, HTTP_DURATION_NS, SOURCE_ID, SOURCE_SEQ
 
-__all__ = ["EncodedSpan", "SpanEncoder", "attributes_of", "has_attribute", "request"]
+__all__ = ["EncodedSpan", "SpanEncoder", "add_texts", "attributes_of", "has_attribute", "request"]
 
 SPAN_BYTES_MAX: Final = 1024 * 1024
 """A span larger than this is written again with its texts cut; a gRPC server's default limit is 4 MiB a request."""
@@ -161,6 +161,20 @@ def has_attribute(span: ReadableSpan, name: str) -> bool:
     """Whether `span` has an attribute; without a copy of all, where the SDK keeps them as it does today."""
     plain = getattr(getattr(span, "_attributes", None), "_dict", None)
     return name in (attributes_of(span) if plain is None else plain)
+
+
+def add_texts(span: Span, attributes: Mapping[str, str]) -> None:
+    """`span.set_attributes` for texts that are clean already; the SDK would look at each anew, at 0.4 µs."""
+    bounded: Any = getattr(span, "_attributes", None)
+    try:
+        plain, most = bounded._dict, bounded.maxlen  # noqa: SLF001 - else as everybody does it
+        if bounded.max_value_len is None and (most is None or len(plain) + len(attributes) <= most):
+            with bounded._lock:  # noqa: SLF001
+                plain.update(attributes)
+            return
+    except AttributeError:
+        pass
+    span.set_attributes(attributes)
 
 
 class SpanEncoder:

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanLimits, TracerProvider
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags, TraceState
 from opentelemetry.trace.status import Status, StatusCode
 
-from otel_audit.capture.wire import SPAN_BYTES_MAX, SpanEncoder, attributes_of, request
+from otel_audit.capture import wire
+from otel_audit.capture.wire import SPAN_BYTES_MAX, SpanEncoder, add_texts, attributes_of, has_attribute, request
 
 RESOURCE = Resource({"service.name": "crm", "n": 3}, "https://example.com/resource")
 SCOPE = InstrumentationScope("fastapi", "1.2", "https://example.com/scope", {"part": "asgi"})
@@ -175,3 +176,23 @@ def test_memory_for_repeated_attributes_is_bounded() -> None:
         encoder.encode(span, attributes_of(span), i)
     assert len(encoder._texts) <= 4096
     assert len(encoder._ints) <= 4096
+
+
+@pytest.mark.parametrize("limits", [SpanLimits(), SpanLimits(max_span_attributes=3, max_span_attribute_length=4)])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_adding_texts_does_what_setting_attributes_does(
+    limits: SpanLimits, hidden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracer = TracerProvider(resource=RESOURCE, span_limits=limits, shutdown_on_exit=False).get_tracer("test")
+    ours, theirs = (tracer.start_span("s", attributes={"a": "first", "b": 2}) for _ in range(2))
+    more = {"audit.client.id": "web-client", "a": "second", "audit.client.auth": "api_key"}
+    assert isinstance(ours, Span)
+    assert isinstance(theirs, Span)
+    if hidden:  # as in an SDK that keeps them otherwise
+        monkeypatch.setattr(wire, "getattr", lambda *_: None, raising=False)
+    add_texts(ours, more)
+    monkeypatch.undo()
+    theirs.set_attributes(more)
+    assert attributes_of(ours) == attributes_of(theirs)
+    assert ours.dropped_attributes == theirs.dropped_attributes
+    assert [has_attribute(ours, name) for name in ("audit.client.id", "nothing")] == [True, False]

@@ -7,6 +7,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Final
 
+from otel_audit import __version__
+
 __all__ = ["main"]
 
 # What the command line needs beyond the base install, by import name.
@@ -23,9 +25,17 @@ _SERVER = (
     "uvicorn",
     "yaml",
 )
-
-
 _INTERRUPTED: Final = 130
+_HELP: Final = """\
+Usage: otel-audit COMMAND [ARGS]...
+
+The audit log of your APIs. Of its commands, the base install has those for whoever runs a service:
+
+  check    What of a service would be audited, and what is in the way.
+  spool    What waits in the spool of a service, and shipping it by hand.
+
+All others (serve, find, show, tail, stats, gaps, export, demo, ...) keep or read a log, and need:
+  pip install 'otel-audit[server]'"""
 
 
 def main() -> int:
@@ -49,6 +59,9 @@ def _run() -> int:
         command = import_module(f"otel_audit.{alone.pop()}")
         return int(command.main(sys.argv[2:]))
     missing = [name for name in _SERVER if find_spec(name) is None]
+    if missing and sys.argv[1:2] in ([], ["--help"], ["--version"]):
+        print(f"otel-audit, version {__version__}" if sys.argv[1:] == ["--version"] else _HELP)  # noqa: T201 - same
+        return 0
     if missing:
         print(  # noqa: T201 - there is no console yet
             f"otel-audit: this command needs {', '.join(missing)}; install with: pip install 'otel-audit[server]'",

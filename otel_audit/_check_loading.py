@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 from otel_audit import names
 from otel_audit._check_run import Ran
 
-__all__ = ["missing_for_local_log", "why_not_loaded"]
+__all__ = ["started_by", "why_not_loaded"]
 
 _INSTRUMENT: Final = "opentelemetry-instrument"
 _FAILED: Final = "Failed to auto initialize OpenTelemetry"
@@ -73,9 +72,19 @@ def why_not_loaded(command: list[str], ran: Ran) -> tuple[str, str, str]:
     )
 
 
-def missing_for_local_log() -> list[str]:
-    """What a local log needs and is not installed here."""
-    return [name for name in ("deltalake", "duckdb", "msgspec", "numpy", "pyarrow") if find_spec(name) is None]
+def started_by(command: list[str]) -> str | None:
+    """The program that `opentelemetry-instrument` at the front of a command becomes; None: it is not there, or unclear."""
+    if not command or Path(command[0]).name != _INSTRUMENT:
+        return None
+    words = iter(command[1:])
+    for word in words:
+        if not word.startswith("-"):
+            return word
+        if word in ("-h", "--help", "--version"):
+            return None
+        if word != "--" and "=" not in word:
+            next(words, None)  # each of its options takes a value
+    return None
 
 
 def _instrumented(command: list[str]) -> bool:

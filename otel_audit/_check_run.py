@@ -5,6 +5,7 @@ What it is given to ship to is a receiver of the check's own, on loopback.
 
 import contextlib
 import http.client
+import ipaddress
 import json
 import os
 import re
@@ -177,16 +178,12 @@ def _sockets(pids: list[int]) -> set[str]:
 
 def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
-    everywhere = not host.strip("0")
     raw = bytes.fromhex(host)
-    words = [raw[i : i + 4][::-1] for i in range(0, len(raw), 4)]
-    if len(raw) == 4:
-        plain = "127.0.0.1" if everywhere else ".".join(map(str, words[0]))
-    else:
-        import ipaddress
-
-        plain = "[::1]" if everywhere else f"[{ipaddress.ip_address(b''.join(words))}]"
-    return f"{plain}:{int(port, 16)}"
+    ip = ipaddress.ip_address(b"".join(raw[i : i + 4][::-1] for i in range(0, len(raw), 4)))
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if ip.is_unspecified:
+        ip = ipaddress.ip_address("127.0.0.1" if ip.version == 4 else "::1")
+    return f"{ip}:{int(port, 16)}" if ip.version == 4 else f"[{ip}]:{int(port, 16)}"
 
 
 def _listening(pids: list[int]) -> list[str]:
@@ -301,7 +298,11 @@ def _call(url: str, sink: _Sink) -> Called:
             response = connection.getresponse()
             response.read()
             called.status = response.status
-    except (OSError, http.client.HTTPException) as e:
+    except http.client.RemoteDisconnected:
+        called.problem = "it closed the connection"
+    except http.client.HTTPException:
+        called.problem = "what came back is not HTTP"
+    except OSError as e:
         called.problem = str(e) or type(e).__name__
     else:
         called.record = sink.record_of(parts.path, since)

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from otel_audit import names
 from otel_audit._check_result import Finding, Result
+from otel_audit._cli_text import safe
 
 __all__ = ["text_of"]
 
@@ -34,12 +35,7 @@ def text_of(result: Result) -> str:
         lines.append("NOT (ALL) AUDITED: one thing stands in the way")
     else:
         lines.append(f"NOT (ALL) AUDITED: {count} things stand in the way")
-    return "\n".join(_safe(line) for line in lines)
-
-
-def _safe(line: str) -> str:
-    """Nothing that a process says may steer the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in line)
+    return "\n".join(safe(line) for line in lines)
 
 
 def _row(name: str, value: object) -> str:
@@ -58,7 +54,9 @@ def _process(result: Result) -> Iterator[str]:
     if said is not None:
         if result.destination is not None:
             reached = {True: "takes records", False: "does NOT take records", None: "not tried"}
-            yield _row("destination", f"{said['destination']['text']}: {reached[result.destination['reachable']]}")
+            to = said["destination"]
+            tls = "" if to["kind"] == "log" else ", TLS" if to["tls"] else ", no TLS"
+            yield _row("destination", f"{to['text']}{tls}: {reached[result.destination['reachable']]}")
         yield from _settings(said)
     tracing = process["tracing"]
     if tracing.get("configured"):
@@ -158,5 +156,5 @@ def _tail(output: str) -> Iterator[str]:
     if lines:
         yield "What the command printed last"
         for line in lines:
-            yield f"  | {line[:_WIDTH]}"
+            yield f"  | {line.expandtabs()[:_WIDTH]}"
         yield ""

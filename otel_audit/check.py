@@ -7,27 +7,25 @@ It runs the command as its developer would, with capture shipping to the check i
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from otel_audit import _check_loading, names
+from otel_audit._check_destination import try_destination
 from otel_audit._check_result import Result
 from otel_audit._check_run import Ran, run
 from otel_audit._check_text import text_of
 from otel_audit._otlp_rules import http_action
-from otel_audit.capture import settings
 from otel_audit.capture._apps import FRAMEWORKS
-from otel_audit.capture.settings import Destination
-from otel_audit.errors import AuditError
 
 __all__ = ["judge", "main"]
 
 _TIMEOUT_S: Final = 30.0
-_REACH_S: Final = 5.0
 _ATTRIBUTES_FEW: Final = 48
 _INSTALL: Final = "install otel-audit: "
+_NARROW: Final = "narrow the pattern; if that is meant: otel-audit check --allow-excluded"
 _DOCS: Final = "see docs/check.md"
 
 
@@ -136,7 +134,7 @@ def _judge_apps(result: Result, *, allow_excluded: bool) -> None:
             )
             what = f"{hidden[0]['hidden_by']} hides {len(hidden)} route{'s'[: len(hidden) > 1]} from auditing: {listed}"
             note = result.notice if allow_excluded else result.problem
-            note("excluded", what, "narrow the pattern; if that is meant: otel-audit check --allow-excluded")
+            note("excluded", what, "" if allow_excluded else _NARROW)
     if process["apps"]:
         return
     if process["unknown_frameworks"]:
@@ -168,7 +166,8 @@ def _judge_app(result: Result, app: dict[str, Any], framework: dict[str, Any]) -
         what = f"{label} is not instrumented: {framework['disabled_by']} switches it off"
         note("disabled", what, f"take it out of {framework['disabled_by']}")
     elif framework["instrumented"]:
-        what = f"a {name} application was made before {name} was instrumented, so its calls make no spans"
+        article = "an" if name[0] in "aeiou" else "a"
+        what = f"{article} {name} application was made before {name} was instrumented, so its calls make no spans"
         remedy = (
             "start with opentelemetry-instrument, or call otel_audit.install() and the instrumentor before importing it"
         )
@@ -181,9 +180,11 @@ def _judge_app(result: Result, app: dict[str, Any], framework: dict[str, Any]) -
 def _judge_calls(result: Result) -> None:
     for call in result.ran.calls:
         if call.problem:
-            result.problem(
-                "call", f"GET {call.url} had no answer: {call.problem}", "is that where the service listens?"
-            )
+            remedy = "is that where the service listens?"
+            apps = result.process.get("apps", ())
+            if apps and all(app["framework"].startswith("grpc") for app in apps):
+                remedy = "--url calls HTTP services; a gRPC service is checked without it"
+            result.problem("call", f"GET {call.url} had no answer: {call.problem}", remedy)
         elif call.record is None:
             what = f"GET {call.url} was answered with {call.status}, and no record came of it"
             result.problem("no-record", what, _DOCS)
@@ -216,52 +217,10 @@ def _judge_destination(result: Result, *, offline: bool) -> None:
         result.notice("endpoint", what, "a Collector there must pass traces on to otel-audit")
     if offline:
         return
-    reachable, answer = _local_log(found["target"]) if found["kind"] == "log" else _reach(found)
-    result.destination |= {"reachable": reachable, "answer": answer}
-    if not reachable:
-        remedy = (
-            "pip install 'otel-audit[server]', or ship over OTLP"
-            if found["kind"] == "log"
-            else "start it there (otel-audit serve), or set OTEL_AUDIT_ENDPOINT and OTEL_AUDIT_PROTOCOL; records wait in "
-            "the spool until then. Not to try: --offline"
-        )
-        result.problem("destination", f"{found['text']} does not take records: {answer}", remedy)
-
-
-def _reach(found: dict[str, Any]) -> tuple[bool, str]:
-    """Whether an OTLP destination takes a request without any record in it."""
-    from otel_audit.capture.transport import Fate, connect
-
-    try:
-        asked: Destination | None = settings.destination(os.environ)
-    except AuditError:
-        asked = None
-    to = Destination(
-        found["kind"],
-        found["target"],
-        found["tls"],
-        # Headers may hold a secret, so the application does not tell them; here the environment is the same.
-        headers=asked.headers if asked is not None and asked.target == found["target"] else (),
-        certificate=found["certificate"],
-        client_key=found["client_key"],
-        client_certificate=found["client_certificate"],
-        gzip=found["gzip"],
-    )
-    transport = connect(to)
-    try:
-        answer = transport.send(b"", min(found["timeout_s"], _REACH_S))
-    finally:
-        transport.close()
-    return answer.fate is Fate.KEPT, answer.reason
-
-
-def _local_log(folder: str) -> tuple[bool, str]:
-    path = Path(folder)
-    nearest = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        return False, f"{nearest} cannot be written to"
-    missing = _check_loading.missing_for_local_log()
-    return (not missing, f"it needs {', '.join(missing)}" if missing else "")
+    tried = try_destination(found)
+    result.destination |= {"reachable": tried.reachable, "answer": tried.answer}
+    if not tried.reachable:
+        result.problem("destination", f"{found['text']} does not take records: {tried.answer}", tried.remedy)
 
 
 # --- command line -----------------------------------------------------------------------------------------------------------
@@ -297,12 +256,16 @@ def main(arguments: Sequence[str]) -> int:
     if not command or not given.timeout > 0:
         what = "no command" if not command else f"--timeout {given.timeout:g} is not a number of seconds"
         return _failed(f"{what}; for example: otel-audit check -- opentelemetry-instrument uvicorn shop:app", 2)
+    started = _check_loading.started_by(command)
+    if started is not None and shutil.which(started) is None:
+        return _failed(f"run {started}: no such command; name a command as you would in a shell", 2)
     try:
         ran = run(command, timeout_s=given.timeout, urls=given.url)
     except OSError as e:
         return _failed(f"run {command[0]}: {e.strerror or e}; name a command as you would in a shell", 2)
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what its library says of a failed attempt, the check says itself
     result = judge(command, ran, allow_excluded=given.allow_excluded, offline=given.offline)
     print(json.dumps(result.as_dict(), indent=2, default=str) if given.as_json else text_of(result))  # noqa: T201 - same
     return 0 if result.audited else 1

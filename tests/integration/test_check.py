@@ -11,8 +11,10 @@ from typing import Any
 import psutil
 import pytest
 
+from otel_audit._check_destination import Tried, try_destination
 from otel_audit.capture._apps import FRAMEWORKS
 from tests.capture_support import APPS, BIN, environment, free_port, grpc_sink, http_sink
+from tests.integration.test_capture_tls import Authority, receiver
 
 CHECK_APPS = Path(__file__).parent / "check_apps"
 INSTRUMENT = str(BIN / "opentelemetry-instrument")
@@ -229,6 +231,29 @@ def test_a_destination_that_is_not_there_or_wants_another_password() -> None:
     assert "s3cret" not in json.dumps(found)
 
 
+@pytest.mark.parametrize("mutual", [False, True])
+@pytest.mark.parametrize("spoken", ["grpc", "http"])
+def test_a_destination_that_wants_tls(spoken: str, mutual: bool, tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ours")
+    about: dict[str, Any] = {"timeout_s": 5.0, "client_key": None, "client_certificate": None, "gzip": False}
+    with receiver(spoken, authority, mutual=mutual) as peers:
+        address = peers.address.removeprefix("https://")
+
+        def ask(kind: str, tls: bool, certificate: str | None) -> Tried:
+            target = address if kind == "grpc" else f"http{'s' if tls else ''}://{address}/v1/traces"
+            return try_destination({"kind": kind, "target": target, "tls": tls, "certificate": certificate, **about})
+
+        for kind in ("grpc", "http"):
+            assert ask(kind, False, None).answer == "something answers there, but with TLS"
+        assert "OTEL_AUDIT_CERTIFICATE" in ask(spoken, True, None).remedy
+        found = ask(spoken, True, str(authority.file))
+        assert found.reachable != mutual
+        assert "something answers" not in found.answer, "it wants a certificate, and nothing else is wrong"
+        if not mutual:
+            found = ask("http" if spoken == "grpc" else "grpc", True, str(authority.file))
+            assert found.answer.startswith(f"something answers there, but in {'gRPC' if spoken == 'grpc' else 'HTTP'}")
+
+
 def test_secrets_are_not_printed() -> None:
     env = environment(OTEL_AUDIT_HASH_KEY="pepper-9", OTEL_AUDIT_HEADERS="x-token=salt-9")
     words = [sys.executable, "-m", "otel_audit", "check", "--offline", "--", *flask()]
@@ -276,7 +301,15 @@ def test_a_command_that_ends_at_once(program: str) -> None:
     assert found["exit_code"] == (3 if "3" in program else 0)
 
 
-@pytest.mark.parametrize("words", [["--", "no-such-command"], ["--"], ["--timeout", "soon", "--", "true"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--", "no-such-command"],
+        ["--", INSTRUMENT, "--service_name", "shop", "no-such-command"],
+        ["--"],
+        ["--timeout", "soon", "--", "true"],
+    ],
+)
 def test_usage(words: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "otel_audit", "check", *words], capture_output=True, text=True, timeout=60, check=False

@@ -1,13 +1,20 @@
 """How `otel-audit check` judges what it was told; the real runs are in tests/integration/test_check.py."""
 
+import fcntl
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from otel_audit._check_run import Ran
+from otel_audit import __main__, __version__
+from otel_audit._check_destination import Tried, try_destination
+from otel_audit._check_loading import started_by
+from otel_audit._check_run import Called, Ran, _address
 from otel_audit._check_text import text_of
 from otel_audit.check import judge
 from otel_audit.cli import run
+from tests.capture_support import free_port, grpc_sink, http_sink
 
 COMMAND = ["opentelemetry-instrument", "uvicorn", "shop:app"]
 
@@ -25,6 +32,7 @@ def findings(**more: Any) -> dict[str, Any]:
             "destination": {
                 "kind": "grpc",
                 "target": "localhost:4317",
+                "tls": True,
                 "text": "OTLP/gRPC localhost:4317",
                 "headers": [],
             },
@@ -139,10 +147,12 @@ def test_the_process_that_serves_is_judged_and_complaints_of_all_count() -> None
 
 def test_what_a_process_says_cannot_steer_the_terminal() -> None:
     complaint = {"level": "WARNING", "logger": "otel_audit.capture", "text": "read \x1b[2J\nsettings"}
-    result = judge(
-        COMMAND, Ran(findings=[findings(log=[complaint])], listens=["a:1"], output="\x1b[31mred"), offline=True
-    )
-    assert "\x1b" not in text_of(result)
+    result = judge(COMMAND, Ran(findings=[findings(log=[complaint])], exit_code=1, output="\x1b[31mred"), offline=True)
+    text = text_of(result)
+    assert "\x1b" not in text
+    assert r"read \x1b[2J settings" in text
+    assert r"| \x1b[31mred" in text
+    assert "OTLP/gRPC localhost:4317, TLS: not tried" in text
 
 
 def test_the_command_line_of_the_whole_install_hands_over(capfd: pytest.CaptureFixture[str]) -> None:
@@ -152,3 +162,148 @@ def test_the_command_line_of_the_whole_install_hands_over(capfd: pytest.CaptureF
     assert "usage: otel-audit check" in capfd.readouterr().out
     assert run([]) == 0
     assert "check " in capfd.readouterr().out
+
+
+# --- the destination --------------------------------------------------------------------------------------------------------
+def tried(kind: str, target: str, *, tls: bool = False) -> Tried:
+    about: dict[str, Any] = {"certificate": None, "client_key": None, "client_certificate": None, "gzip": False}
+    return try_destination({"kind": kind, "target": target, "tls": tls, "timeout_s": 5.0, **about})
+
+
+def test_a_local_log_that_another_process_holds(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    lock = tmp_path / "lock"
+    lock.write_text("process 7 on host since then\n")
+    assert tried("log", str(tmp_path)) == Tried(True)
+    with lock.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        found = tried("log", str(tmp_path))
+    assert not found.reachable
+    assert "open for writing by process 7 on host since then; records would wait in the spool" in found.answer
+    assert "ship over OTLP to that process" in found.remedy
+    assert tried("log", str(tmp_path)) == Tried(True), "the check has let the lock go"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["journal", "lock"], "nothing is left there"
+    assert lock.read_text() == "process 7 on host since then\n"
+
+
+def test_a_local_log_that_cannot_be_made(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    wrong = {
+        "/proc/x": "/proc takes no new folder",
+        str(plain): "is not a folder",
+        str(plain / "log"): "is not a folder",
+    }
+    if os.geteuid():
+        (tmp_path / "shut").mkdir(mode=0o500)
+        wrong[str(tmp_path / "shut")] = "cannot be written to (Permission denied)"
+    for folder, what in wrong.items():
+        found = tried("log", folder)
+        assert not found.reachable
+        assert what in found.answer
+        assert "pip install" not in found.remedy
+        assert "OTEL_AUDIT_ENDPOINT" in found.remedy
+    assert tried("log", str(tmp_path / "a" / "b")) == Tried(True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_destination_that_speaks_another_protocol() -> None:
+    with grpc_sink() as over_grpc, http_sink() as over_http:
+        grpc, http = (sink.address.removeprefix("http://") for sink in (over_grpc, over_http))
+        for address, kind, asked in ((http, "http", "grpc"), (grpc, "grpc", "http")):
+            path, protocol = "/v1/traces", {"grpc": "grpc", "http": "http/protobuf"}[kind]
+            for tls in (False, True):
+                scheme = "https" if tls else "http"
+                found = tried(asked, address if asked == "grpc" else f"{scheme}://{address}{path}", tls=tls)
+                assert not found.reachable
+                assert found.answer.startswith("something answers there, but ")
+                assert f"OTEL_AUDIT_PROTOCOL={protocol}" in found.remedy
+                assert ("without TLS" in found.answer) == tls
+            same = tried(kind, address if kind == "grpc" else f"https://{address}{path}", tls=True)
+            assert same.answer == "something answers there, but without TLS"
+            assert "http://" in same.remedy
+        assert over_grpc.spans == over_http.spans == []
+
+
+def test_headers_meant_for_tls_are_sent_on_no_other_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    with http_sink() as sink:
+        target = sink.address.replace("http:", "https:")
+        monkeypatch.setenv("OTEL_AUDIT_ENDPOINT", target)
+        monkeypatch.setenv("OTEL_AUDIT_PROTOCOL", "http/protobuf")
+        monkeypatch.setenv("OTEL_AUDIT_HEADERS", "authorization=s3cret")
+        assert "without TLS" in tried("http", f"{target}/v1/traces", tls=True).answer
+        assert sink.metadata, "it was asked without TLS"
+        assert all("authorization" not in metadata for metadata in sink.metadata)
+
+
+def test_a_destination_where_nothing_listens_or_says_no() -> None:
+    assert "otel-audit serve" in tried("grpc", f"127.0.0.1:{free_port()}").remedy
+    with http_sink() as sink:
+        sink.refuse = lambda _: (401, {})
+        assert "401" in tried("http", f"{sink.address}/v1/traces").answer
+        assert sink.attempts == 1, "what has been understood is not asked in another way"
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------------
+def test_a_call_of_a_service_that_speaks_grpc_alone() -> None:
+    app = {"framework": "grpc", "name": "", "instrumented": True, "routes": []}
+    found = findings(apps=[app], frameworks=[framework(name="grpc")])
+    call = Called("http://127.0.0.1:1/x", problem="what came back is not HTTP")
+    result = judge(COMMAND, Ran(findings=[found], listens=["a:1"], calls=[call]), offline=True)
+    assert [p.id for p in result.problems] == ["call"]
+    assert "gRPC" in result.problems[0].remedy
+
+
+def test_nobody_is_told_to_give_the_option_that_was_given() -> None:
+    route = {"method": "GET", "route": "/x", "hidden_by": "E", "action": None, "service": None, "mode": "async"}
+    app = {"framework": "flask", "name": "", "instrumented": True, "routes": [route]}
+    ran = Ran(findings=[findings(apps=[app])], listens=["a:1"])
+    assert "--allow-excluded" in judge(COMMAND, ran, offline=True).problems[0].remedy
+    (notice,) = (n for n in judge(COMMAND, ran, allow_excluded=True, offline=True).notices if n.id == "excluded")
+    assert notice.remedy == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0100007F:1F90", "127.0.0.1:8080"),
+        ("00000000:1F90", "127.0.0.1:8080"),
+        ("00000000000000000000000000000000:1F90", "[::1]:8080"),
+        ("00000000000000000000000001000000:1F90", "[::1]:8080"),
+        ("0000000000000000FFFF00000100007F:1F90", "127.0.0.1:8080"),
+        ("0000000000000000FFFF000000000000:1F90", "127.0.0.1:8080"),
+    ],
+)
+def test_addresses_of_proc(text: str, expected: str) -> None:
+    assert _address(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("opentelemetry-instrument uvicorn shop:app", "uvicorn"),
+        ("/bin/opentelemetry-instrument --service_name shop --id_generator=x -- flask run", "flask"),
+        ("opentelemetry-instrument --version", None),
+        ("env A=1 opentelemetry-instrument uvicorn", None),
+    ],
+)
+def test_what_opentelemetry_instrument_starts(command: str, expected: str | None) -> None:
+    assert started_by(command.split()) == expected
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["find"]])
+def test_the_command_of_the_base_install(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(__main__, "find_spec", lambda _: None)
+    monkeypatch.setattr("sys.argv", ["otel-audit", *words])
+    code = __main__.main()
+    out, err = capfd.readouterr()
+    if words == ["find"]:
+        assert (code, out) == (1, "")
+        assert "pip install 'otel-audit[server]'" in err
+    elif words == ["--version"]:
+        assert (code, out) == (0, f"otel-audit, version {__version__}\n")
+    else:
+        assert code == 0
+        assert all(said in out for said in ("\n  check ", "\n  spool ", "pip install 'otel-audit[server]'"))

@@ -46,10 +46,10 @@ class AuditSpanExporter(SpanExporter):
         self._begin()
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self._source = Source()
         self._transport = connect(self._destination)  # under `_exporting`
         self._exporting = threading.Lock()  # one export at a time
+        self._pid = os.getpid()  # last: until then another thread of a forked child begins anew as well
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """SUCCESS when every audited span in `spans` is durable at the destination, else FAILURE."""

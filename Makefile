@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: help
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP)  ## make .venv with everything for work on the project
 
@@ -26,6 +26,10 @@ demo: install  ## a CRM, its clients and the audit log of their calls
 
 test: install  ## the tests (under ten minutes on two cores)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+.PHONY: test-tools
+test-tools: install  ## what some tests need beside Python: a Collector built from its modules (needs Go)
+	$(BIN)/python -m tests.tools
 
 check: install  ## lint, types, import contracts
 	$(BIN)/ruff check .

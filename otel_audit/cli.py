@@ -17,6 +17,7 @@ import click
 
 from otel_audit import __version__
 from otel_audit._cli_common import dir_option, json_option, say, write_out
+from otel_audit._cli_config import print_config, validate
 from otel_audit._cli_export import export
 from otel_audit._cli_find import find, show, tail
 from otel_audit._cli_gaps import gaps
@@ -165,7 +166,23 @@ def completion(shell: str) -> None:
     write_out(found(main, {}, _PROGRAM, "_OTEL_AUDIT_COMPLETE").source())
 
 
-for _command in (demo, check, spool, serve, find, show, tail, stats, gaps, export, seal, quarantine, completion):
+for _command in (
+    demo,
+    check,
+    spool,
+    serve,
+    validate,
+    print_config,
+    find,
+    show,
+    tail,
+    stats,
+    gaps,
+    export,
+    seal,
+    quarantine,
+    completion,
+):
     main.add_command(_command)
 
 

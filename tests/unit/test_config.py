@@ -100,7 +100,7 @@ def test_the_file_above_has_every_setting() -> None:
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "service.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z0-9_.]+)` \| (.+?) \|", text, re.MULTILINE))
     assert rows.keys() == set(config.setting_keys())
     assert rows["log.segment_rows"] == f"{ServerSettings().log.segment_rows:,}"
@@ -147,9 +147,9 @@ def test_a_protocol_that_is_not_listed_is_off_as_in_a_collector(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("reciever: {}", ["audit.yaml, reciever", "no such setting", "did you mean receivers?"]),
-        ("log: {segment_row: 5}", ["audit.yaml, log.segment_row", "did you mean segment_rows?"]),
-        ("segment_rows: 5", ["audit.yaml, segment_rows", "did you mean log.segment_rows?"]),
+        ("reciever: {}", ["audit.yaml:1, reciever", "no such setting", "did you mean receivers?"]),
+        ("log: {segment_row: 5}", ["audit.yaml:1, log.segment_row", "did you mean segment_rows?"]),
+        ("segment_rows: 5", ["audit.yaml:1, segment_rows", "did you mean log.segment_rows?"]),
         ("log: {zzz: 5}", ["log.zzz", "known here: dedupe_ids_max, dedupe_window, directory"]),
         ("receivers: {otlp: {protocols: {grpc: {tls: {}}}}}", ["receivers.otlp.protocols.grpc.tls", "no such setting"]),
         ("log: {segment_rows: many}", ["log.segment_rows: 'many'", "needs a whole number above zero"]),
@@ -160,8 +160,8 @@ def test_a_protocol_that_is_not_listed_is_off_as_in_a_collector(tmp_path: Path, 
         ("log: {name: 5}", ["log.name: 5", "needs text"]),
         ("exclude_routes: /healthz", ["exclude_routes", "needs a list"]),
         ("exclude_routes: [1]", ["exclude_routes", "needs text"]),
-        ("log: 5", ["audit.yaml, log", "needs keys and values"]),
-        ("- a\n- b", ["audit.yaml, as a whole", "needs keys and values"]),
+        ("log: 5", ["audit.yaml:1, log", "needs keys and values"]),
+        ("- a\n- b", ["audit.yaml:1, as a whole", "needs keys and values"]),
         ("a: [", ["audit.yaml", "not YAML"]),
         ("receivers: {otlp: {protocols: {grpc: {endpoint: '4317'}}}}", ["grpc.endpoint: '4317'", "write it as"]),
         ("receivers: {otlp: {protocols: {http: {endpoint: '::1:4318'}}}}", ["needs brackets"]),
@@ -181,3 +181,53 @@ def test_a_file_that_is_not_there_is_a_fault_that_names_it(tmp_path: Path) -> No
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"binary\.yaml"):
         load(tmp_path / "binary.yaml")
+
+
+# --- environment, lines, everything at once -----------------------------------------------------------------------------
+def test_a_variable_stands_for_its_value_and_keeps_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROWS", "1000")
+    monkeypatch.setenv("NUMERIC_NAME", "0123")
+    monkeypatch.setenv("WHERE", "/data")
+    settings = load(
+        write(
+            tmp_path,
+            "log: {segment_rows: '${env:ROWS}', name: '${env:NUMERIC_NAME}', directory: '${WHERE}/$$x/${env:NONE:-y}'}",
+        )
+    )
+    assert settings.log.segment_rows == 1000
+    assert settings.log.name == "0123"
+    assert settings.directory == "/data/$x/y"
+
+
+def test_a_variable_that_is_not_set_is_a_fault_that_says_how_to_give_a_default(tmp_path: Path) -> None:
+    said = fault(tmp_path, "log:\n  name: ${env:OTEL_AUDIT_NOT_SET}\n")
+    assert "audit.yaml:2" in said
+    assert "OTEL_AUDIT_NOT_SET is not set" in said
+    assert "${env:OTEL_AUDIT_NOT_SET:-default}" in said
+
+
+def test_a_key_given_twice_is_a_fault(tmp_path: Path) -> None:
+    assert "the key log is there twice" in fault(tmp_path, "log: {name: a}\nlog: {name: b}\n")
+
+
+def test_all_faults_are_found_at_once_with_their_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, "log:\n  nam: a\n  segment_age: 5\nzzz: 1\n")
+    found = [str(p) for p in config.problems(path)]
+    assert [f"audit.yaml:{line}" in text for line, text in zip((2, 3, 4), found, strict=True)] == [True] * 3
+
+
+def test_what_is_printed_is_a_file_that_says_the_same(tmp_path: Path) -> None:
+    settings = load(write(tmp_path, WHOLE))
+    again = load(write(tmp_path, yaml.safe_dump(config.tree(settings))))
+    assert again == settings
+    assert load(write(tmp_path, yaml.safe_dump(config.tree(ServerSettings())))) == ServerSettings()
+
+
+def test_a_tree_has_every_key_that_has_a_value() -> None:
+    def keys(node: object, above: str = "") -> set[str]:
+        if not isinstance(node, dict):
+            return {above}
+        return {k for name, below in node.items() for k in keys(below, f"{above}.{name}" if above else name)}
+
+    decided_at_start = {"log.disk_reserve_mib"}
+    assert keys(config.tree(ServerSettings())) == set(config.setting_keys()) - decided_at_start

@@ -20,6 +20,7 @@ __all__ = ["Node", "Unset", "load_yaml", "merge", "parse_yaml"]
 
 _OPERATION: Final = "read configuration"
 _REFERENCE: Final = re.compile(r"\$\$|\$\{(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):)?(?P<rest>[^${}]*)\}")
+_NODES_MAX: Final = 100_000  # a few lines of aliases can stand for billions of values
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 Unset = Callable[["Node", str], str]
@@ -122,8 +123,14 @@ class _Reader:
         self._unset = unset
         self._loader = yaml.SafeLoader("")
         self._open: set[int] = {id(root)}
+        self._read = 0
 
     def read(self, node: yaml.Node, line: int) -> Node:
+        self._read += 1
+        if self._read > _NODES_MAX:
+            raise ConfigError(
+                _OPERATION, self._file, f"it is too large: over {_NODES_MAX} values, aliases counted in full"
+            )
         if isinstance(node, yaml.MappingNode):
             return Node(dict(self._pairs(node)), self._file, line)
         if isinstance(node, yaml.SequenceNode):

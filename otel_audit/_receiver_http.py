@@ -44,6 +44,7 @@ _ENCODINGS: Final[Mapping[str, Encoding]] = {"application/x-protobuf": "protobuf
 _MEDIA_TYPES: Final[Mapping[Encoding, str]] = {encoding: name for name, encoding in _ENCODINGS.items()}
 _COMPRESSIONS: Final[Mapping[str, Compression]] = {"": "", "identity": "", "gzip": "gzip", "deflate": "zlib"}
 _STRANGERS_BYTES: Final = 1 << 20  # of a body that is read and forgotten for somebody who is not known
+_STRANGERS_S: Final = 2.0
 _CERTIFICATE: Final = "otel_audit.certificate"
 _RESPONSES: Final[Mapping[Encoding, bytes]] = {"protobuf": b"", "json": b"{}"}  # without partial_success
 _CODES: Final = {Verdict.INVALID: 400, Verdict.TOO_LARGE: 413, Verdict.RETRY: 503, Verdict.UNAUTHENTICATED: 401}
@@ -148,7 +149,7 @@ class _App:
     async def _traces(self, http: HttpRequest) -> Response:
         body = _Body(http)
         encoding: Encoding = "json"  # also that of an answer to a request of an unknown kind
-        discarded_bytes, headers = self._settings.max_body_bytes, dict[str, str]()
+        bounds, headers = (self._settings.max_body_bytes, self._settings.receive_timeout_s), dict[str, str]()
         try:
             encoding = _encoding_of(http)
             wanted = self._settings.tls is not None and self._settings.tls.client_ca_file is not None
@@ -164,14 +165,14 @@ class _App:
             code = _CODES[answer.verdict]
             if e.challenge:
                 headers["www-authenticate"] = e.challenge
-                discarded_bytes = min(discarded_bytes, _STRANGERS_BYTES)
+                bounds = (_STRANGERS_BYTES, _STRANGERS_S)
         except _Refused as e:
             code, answer = e.code, self._intake.refuse(e.reason, e.answer)
         except Exception as e:
             # Also what nobody expected: senders drop what is answered with 500.
             answer = self._intake.retry(e)
             code = _CODES[Verdict.RETRY]
-        if not await body.discard(discarded_bytes, self._settings.receive_timeout_s):
+        if not await body.discard(*bounds):
             headers["connection"] = "close"
         return self._respond(code, encoding, answer, headers)
 

@@ -107,15 +107,19 @@ class Bucket:
     def wait_s(self) -> float:
         """How long until something may be taken; 0: now."""
         with self._lock:
-            now_s = self._clock()
-            self._level = min(self._burst, self._level + (now_s - self._filled_s) * self._rate_per_s)
-            self._filled_s = now_s
+            self._fill()
             return 0.0 if self._level > 0 else (1 - self._level) / self._rate_per_s
 
     def take(self, amount: float) -> None:
         """Take something out, also more than there is; a negative amount puts it back."""
         with self._lock:
+            self._fill()
             self._level = min(self._burst, self._level - amount)
+
+    def _fill(self) -> None:
+        now_s = self._clock()
+        self._level = min(self._burst, self._level + (now_s - self._filled_s) * self._rate_per_s)
+        self._filled_s = now_s
 
 
 class Allowance:

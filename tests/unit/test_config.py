@@ -105,8 +105,15 @@ def test_every_key_of_a_file_arrives(tmp_path: Path) -> None:
     assert http.tls == TlsSettings("/etc/tls/web.crt", "/etc/tls/web.key", "/etc/tls/web-ca.crt", "1.3", 5)
     access = settings.receiver.access
     digest = "6816dbaac4aacdffa60ebd5a677968eb33ade28dea1d2dc892125d1ad66ee787"
-    limits = {"rate_records_per_s": 5000, "max_request_bytes": 8 << 20}
-    assert access.senders == (Sender("gateway", (digest,), services=("crm", "billing-*"), **limits),)
+    assert access.senders == (
+        Sender(
+            "gateway",
+            (digest,),
+            services=("crm", "billing-*"),
+            rate_records_per_s=5000,
+            max_request_bytes=8 << 20,
+        ),
+    )
     assert (access.senders_file, access.unauthenticated) == ("/etc/otel-audit/senders.yaml", "refuse")
     assert access.allow_insecure
     assert (http.endpoint, http.max_body_bytes, http.connections_max) == ("[::1]:14318", 1000, 10)

@@ -24,7 +24,7 @@ from otel_audit.senders import Allowance, Bucket, Directory, Sender, digest_of
 __all__ = ["NOT_ALLOWED", "AccessSettings", "Credentials", "Gate", "Visit"]
 
 NOT_ALLOWED: Final = "sender_not_allowed"
-_RETRY_S: Final = 30.0  # whoever is not known costs little, and is let in soon after he is
+_RETRY_S: Final = 10.0  # whoever is not known costs little, and is let in soon after he is
 _MESSAGE_CHARS: Final = 400  # gRPC carries it in a header
 _BEARER: Final = "bearer "
 _CHALLENGE: Final = 'Bearer realm="otel-audit"'

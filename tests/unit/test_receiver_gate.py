@@ -64,7 +64,7 @@ def test_a_bearer_token_opens(scheme: str) -> None:
 )
 def test_anybody_else_is_told_to_come_again_and_why(credentials: Credentials, reason: str) -> None:
     error = turned_away(gate(sender()), credentials)
-    assert (error.reason, error.answer.verdict, error.answer.retry_after_s) == (reason, Verdict.RETRY, 30)
+    assert (error.reason, error.answer.verdict, error.answer.retry_after_s) == (reason, Verdict.RETRY, 10)
     assert error.challenge.startswith("Bearer realm=")
     assert error.answer.message.startswith("unauthenticated: ")
 

@@ -11,9 +11,10 @@ from typing import Final
 
 from otel_audit import _config_values as kinds
 from otel_audit._config_values import Kind
+from otel_audit._senders_file import SENDERS
 from otel_audit.auditlog import LogSettings
 from otel_audit.otlp import DecodeSettings
-from otel_audit.receiver import GrpcSettings, HttpSettings, ReceiverSettings
+from otel_audit.receiver import GrpcSettings, HttpSettings, ReceiverSettings, TlsSettings
 
 __all__ = ["BY_FLAG", "BY_KEY", "DEFAULT_DIRECTORY", "OPTIONAL", "PROTOCOLS", "SECTIONS", "ServerSettings", "Setting"]
 
@@ -56,6 +57,17 @@ class Setting:
     secret: bool = False
 
 
+def _tls(key: str, target: str) -> tuple[Setting, ...]:
+    """The settings of a server's TLS, named as a Collector names them."""
+    return (
+        Setting(f"{key}.tls.cert_file", f"{target}.tls.cert_file", kinds.TEXT),
+        Setting(f"{key}.tls.key_file", f"{target}.tls.key_file", kinds.TEXT),
+        Setting(f"{key}.tls.client_ca_file", f"{target}.tls.client_ca_file", kinds.TEXT),
+        Setting(f"{key}.tls.min_version", f"{target}.tls.min_version", kinds.choice("1.2", "1.3")),
+        Setting(f"{key}.tls.reload_interval", f"{target}.tls.reload_interval_s", kinds.DURATION),
+    )
+
+
 _OTLP: Final = "receivers.otlp"
 _GRPC: Final = f"{_OTLP}.protocols.grpc"
 _HTTP: Final = f"{_OTLP}.protocols.http"
@@ -64,12 +76,18 @@ _SETTINGS: Final = (
     Setting(f"{_GRPC}.max_recv_msg_size_mib", "receiver.grpc.max_body_bytes", kinds.MEBIBYTES),
     Setting(f"{_GRPC}.read_timeout", "receiver.grpc.receive_timeout_s", kinds.DURATION),
     Setting(f"{_GRPC}.workers", "receiver.grpc.workers", kinds.INTEGER),
+    *_tls(_GRPC, "receiver.grpc"),
     Setting(f"{_HTTP}.endpoint", "receiver.http.endpoint", kinds.ENDPOINT, "http"),
     Setting(f"{_HTTP}.max_request_body_size", "receiver.http.max_body_bytes", kinds.BYTES),
     Setting(f"{_HTTP}.read_timeout", "receiver.http.receive_timeout_s", kinds.DURATION),
     Setting(f"{_HTTP}.read_header_timeout", "receiver.http.header_timeout_s", kinds.DURATION),
     Setting(f"{_HTTP}.idle_timeout", "receiver.http.idle_timeout_s", kinds.DURATION),
     Setting(f"{_HTTP}.max_connections", "receiver.http.connections_max", kinds.INTEGER),
+    *_tls(_HTTP, "receiver.http"),
+    Setting(f"{_OTLP}.senders", "receiver.access.senders", SENDERS),
+    Setting(f"{_OTLP}.senders_file", "receiver.access.senders_file", kinds.TEXT),
+    Setting(f"{_OTLP}.unauthenticated", "receiver.access.unauthenticated", kinds.choice("retry", "refuse")),
+    Setting(f"{_OTLP}.allow_insecure", "receiver.access.allow_insecure", kinds.BOOLEAN),
     Setting(f"{_OTLP}.max_in_flight_mib", "receiver.intake.max_in_flight_bytes", kinds.MEBIBYTES),
     Setting(f"{_OTLP}.retry_after", "receiver.intake.retry_after_s", kinds.DURATION),
     Setting(f"{_OTLP}.ack_timeout", "receiver.intake.ack_timeout_s", kinds.DURATION),
@@ -91,5 +109,5 @@ SECTIONS: Final = {key.rsplit(".", n)[0] for key in BY_KEY for n in range(1, key
 
 PROTOCOLS: Final = {"grpc": _GRPC, "http": _HTTP}
 """Sections that switch something on by being there: once one of them is, those that are not are off, as in a Collector."""
-OPTIONAL: Final[Mapping[str, Callable[[], object]]] = {"grpc": GrpcSettings, "http": HttpSettings}
+OPTIONAL: Final[Mapping[str, Callable[[], object]]] = {"grpc": GrpcSettings, "http": HttpSettings, "tls": TlsSettings}
 """What stands in a field that may be None, once one of its settings is given."""

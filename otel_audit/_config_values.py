@@ -125,8 +125,9 @@ def choice(*allowed: str) -> Kind:
     """One of some words."""
 
     def read(node: Node) -> str:
-        if node.value not in allowed:
+        word = node.text or str(node.value)  # YAML reads some words, as 1.2, as numbers
+        if word not in allowed:
             raise UnfitError(f"needs one of {', '.join(allowed)}", node)
-        return str(node.value)
+        return word
 
     return Kind(read)

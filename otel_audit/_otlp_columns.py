@@ -110,6 +110,8 @@ class Table:
         self._columns: list[_Column | None] = spans.columns
         self._dropped: dict[int, tuple[str, str]] = {}  # by row: reason and detail
         self._excluded: set[int] = set()  # rows
+        self.rows: npt.NDArray[np.int64] = spans.rows
+        """The index in the request of the span of each record; known after `records`."""
         self.unrecorded: pa.RecordBatch | None = None
         """Source and number of rows that are no records after all; known after `records`."""
 
@@ -394,4 +396,5 @@ class Table:
         numbers = records.select(["source_id", "source_seq"]).filter(pa.array(~keep))
         if numbers.column(1).null_count < len(gone):
             self.unrecorded = numbers
+        self.rows = spans.rows[keep]
         return records.filter(pa.array(keep))

@@ -9,7 +9,7 @@ from typing import Final
 
 from otel_audit.errors import ConfigError
 
-__all__ = ["bind", "is_loopback", "join_address", "listen", "parse_endpoint"]
+__all__ = ["bind", "is_exposed", "is_loopback", "join_address", "listen", "parse_endpoint"]
 
 BACKLOG: Final = 1024
 _ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -39,6 +39,14 @@ def is_loopback(host: str) -> bool:
     """Whether only processes on this machine reach `host`."""
     try:
         return all(ipaddress.ip_address(ip).is_loopback for ip in _addresses(host))
+    except OSError:
+        return False
+
+
+def is_exposed(endpoint: str) -> bool:
+    """Whether other machines may reach `endpoint`; not, if its host is not known, which `bind` complains of."""
+    try:
+        return not all(ipaddress.ip_address(ip).is_loopback for ip in _addresses(parse_endpoint(endpoint)[0]))
     except OSError:
         return False
 

@@ -20,9 +20,12 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from otel_audit._receiver_answer import Answer, TurnedAwayError, Verdict
 from otel_audit._receiver_bind import bind, join_address, listen
-from otel_audit._receiver_intake import Answer, Compression, Intake, Request, Verdict
+from otel_audit._receiver_gate import Credentials, Gate
+from otel_audit._receiver_intake import Compression, Intake, Request
 from otel_audit._receiver_status import retry_info, status_of
+from otel_audit._receiver_tls import TlsSettings, grpc_credentials, watch
 from otel_audit.errors import UnavailableError
 
 __all__ = ["METHOD", "SERVICE", "GrpcServer", "GrpcSettings"]
@@ -34,11 +37,13 @@ _log = logging.getLogger("otel_audit.receiver")
 _RESPONSE: Final = b""  # an ExportTraceServiceResponse without partial_success
 _IDENTITY_DEFLATE_GZIP: Final = 0b111
 _TICK_S: Final = 0.25
+_HANDSHAKE_MS: Final = 10_000
 
 _CODES: Final = {
     Verdict.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
     Verdict.TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Verdict.RETRY: grpc.StatusCode.UNAVAILABLE,
+    Verdict.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
 }
 
 
@@ -52,6 +57,7 @@ class GrpcSettings:
         workers: requests received, decoded or waiting for the disk at a time; more of them wait in the senders' streams.
         receive_timeout_s: how long a sender may take to send one request.
         ping_interval_s: how often a sender may ping to keep its connection open.
+        tls: certificates; None: no encryption.
     """
 
     endpoint: str = "localhost:4317"
@@ -59,6 +65,7 @@ class GrpcSettings:
     workers: int = 32
     receive_timeout_s: float = 30.0
     ping_interval_s: float = 10.0
+    tls: TlsSettings | None = None
 
 
 class _Status(grpc.Status):
@@ -70,7 +77,9 @@ class _Status(grpc.Status):
         trailers = [("grpc-status-details-bin", status_of(answer, retry_after_s).SerializeToString())]
         if answer.verdict is Verdict.RETRY:
             # The Python exporter looks for RetryInfo only here.
-            trailers.append(("google.rpc.retryinfo-bin", retry_info(retry_after_s).SerializeToString()))
+            trailers.append(
+                ("google.rpc.retryinfo-bin", retry_info(answer.retry_after_s or retry_after_s).SerializeToString())
+            )
         self.trailing_metadata = tuple(trailers)
 
 
@@ -120,8 +129,9 @@ class _Receiving:
 class _Export:
     """The handler of TraceService/Export, run by its own threads so that health is answered whatever the disk does."""
 
-    def __init__(self, intake: Intake, settings: GrpcSettings) -> None:
+    def __init__(self, intake: Intake, gate: Gate, settings: GrpcSettings) -> None:
         self._intake = intake
+        self._gate = gate
         self._settings = settings
         self.receiving = _Receiving(settings.receive_timeout_s)
         # grpc runs a handler that has this attribute on these threads.
@@ -129,11 +139,16 @@ class _Export:
 
     def __call__(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         try:
+            wanted = self._settings.tls is not None and self._settings.tls.client_ca_file is not None
+            visit = self._gate.enter(_credentials_of(context), certificate_wanted=wanted)
             with self._intake.admit() as permit:
                 body = self._receive(messages, context)
                 permit.grow(len(body))
-                request = Request(body, "protobuf", _compression_of(body), self._settings.max_body_bytes)
+                limit = visit.limit_bytes(self._settings.max_body_bytes)
+                request = Request(body, "protobuf", _compression_of(body), limit, visit)
                 answer = self._wait(self._intake.offer(request, permit), context)
+        except TurnedAwayError as e:
+            answer = self._intake.turn_away(e)
         except _IncompleteError as e:
             answer = self._intake.refuse("incomplete", Answer(Verdict.INVALID, str(e)))
         except Exception as e:
@@ -170,6 +185,20 @@ class _Export:
         return self._intake.retry(UnavailableError("append", "request", "not durable in time", "send it again"))
 
 
+def _credentials_of(context: grpc.ServicerContext) -> Credentials:
+    """What a call shows of its sender."""
+    metadata = context.invocation_metadata() or ()
+    authorization = next((value for key, value in metadata if key == "authorization"), "")
+    shown: Any = context.auth_context()
+    names = [*shown.get("x509_subject_alternative_name", ()), *shown.get("x509_common_name", ())]
+    return Credentials(
+        authorization if isinstance(authorization, str) else "",
+        tuple(dict.fromkeys(name.decode("utf-8", "replace") for name in names)),
+        "x509_pem_cert" in shown,
+        context.peer(),
+    )
+
+
 class _Service(grpc.GenericRpcHandler):
     def __init__(self, export: _Export) -> None:
         self._handler: Any = grpc.stream_unary_rpc_method_handler(export)
@@ -183,14 +212,17 @@ class GrpcServer:
 
     Args:
         intake: where requests go.
+        gate: who may send them.
         settings: address and limits.
 
-    Raises `ConfigError` if the address cannot be used.
+    Raises `ConfigError` if the address or a certificate cannot be used.
     """
 
-    def __init__(self, intake: Intake, settings: GrpcSettings) -> None:
+    def __init__(self, intake: Intake, gate: Gate, settings: GrpcSettings) -> None:
         self._intake = intake
-        self._export = _Export(intake, settings)
+        self.certificates = watch("grpc", settings.tls) if settings.tls else None
+        """Whoever polls them keeps them up to date."""
+        self._export = _Export(intake, gate, settings)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="grpc")
         self._server = grpc.server(self._pool, handlers=[_Service(self._export)], options=_options(settings))
         # `maximum_concurrent_rpcs` stays unset: its RESOURCE_EXHAUSTED without RetryInfo makes a Collector drop the data.
@@ -224,6 +256,9 @@ class GrpcServer:
     def _bind_one(self, address: str, port: int) -> int:
         listen(address, port).close()  # grpc does not say why it cannot
         try:
+            if self.certificates is not None:
+                credentials = grpc_credentials(self.certificates)
+                return self._server.add_secure_port(join_address(address, port), credentials)
             return self._server.add_insecure_port(join_address(address, port))
         except RuntimeError as e:
             raise OSError(errno.EADDRINUSE, str(e)) from e
@@ -252,4 +287,5 @@ def _options(settings: GrpcSettings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # two servers on one port would each get half of the calls
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", ping_ms),
+        ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
     ]

@@ -14,7 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import h11
 import uvicorn
@@ -27,9 +27,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from otel_audit._receiver_answer import Answer, TurnedAwayError, Verdict
 from otel_audit._receiver_bind import bind, join_address, listen
-from otel_audit._receiver_intake import Answer, Compression, Encoding, Intake, Permit, Request, Verdict
+from otel_audit._receiver_gate import Credentials, Gate
+from otel_audit._receiver_intake import Compression, Encoding, Intake, Permit, Request
 from otel_audit._receiver_status import status_of
+from otel_audit._receiver_tls import TlsSettings, certificate_names, http_context, watch
 from otel_audit.errors import UnavailableError
 
 __all__ = ["PATH", "HttpServer", "HttpSettings"]
@@ -40,8 +43,11 @@ _log = logging.getLogger("otel_audit.receiver")
 _ENCODINGS: Final[Mapping[str, Encoding]] = {"application/x-protobuf": "protobuf", "application/json": "json"}
 _MEDIA_TYPES: Final[Mapping[Encoding, str]] = {encoding: name for name, encoding in _ENCODINGS.items()}
 _COMPRESSIONS: Final[Mapping[str, Compression]] = {"": "", "identity": "", "gzip": "gzip", "deflate": "zlib"}
+_STRANGERS_BYTES: Final = 1 << 20  # of a body that is read and forgotten for somebody who is not known
+_STRANGERS_S: Final = 2.0
+_CERTIFICATE: Final = "otel_audit.certificate"
 _RESPONSES: Final[Mapping[Encoding, bytes]] = {"protobuf": b"", "json": b"{}"}  # without partial_success
-_CODES: Final = {Verdict.INVALID: 400, Verdict.TOO_LARGE: 413, Verdict.RETRY: 503}
+_CODES: Final = {Verdict.INVALID: 400, Verdict.TOO_LARGE: 413, Verdict.RETRY: 503, Verdict.UNAUTHENTICATED: 401}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,7 @@ class HttpSettings:
         receive_timeout_s: how long a sender may take to send the body.
         idle_timeout_s: how long a connection may stay open without a request.
         connections_max: connections at a time; more are closed at once.
+        tls: certificates; None: no encryption.
     """
 
     endpoint: str = "localhost:4318"
@@ -65,6 +72,7 @@ class HttpSettings:
     receive_timeout_s: float = 30.0
     idle_timeout_s: float = 75.0
     connections_max: int = 1000
+    tls: TlsSettings | None = None
 
 
 class _Refused(Exception):  # noqa: N818 - not an error but an answer
@@ -113,8 +121,9 @@ class _Body:
 class _App:
     """The ASGI application."""
 
-    def __init__(self, intake: Intake, settings: HttpSettings) -> None:
+    def __init__(self, intake: Intake, gate: Gate, settings: HttpSettings) -> None:
         self._intake = intake
+        self._gate = gate
         self._settings = settings
         self.pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="otlp-http")
         routes = [
@@ -140,26 +149,34 @@ class _App:
     async def _traces(self, http: HttpRequest) -> Response:
         body = _Body(http)
         encoding: Encoding = "json"  # also that of an answer to a request of an unknown kind
+        bounds, headers = (self._settings.max_body_bytes, self._settings.receive_timeout_s), dict[str, str]()
         try:
             encoding = _encoding_of(http)
+            wanted = self._settings.tls is not None and self._settings.tls.client_ca_file is not None
+            visit = self._gate.enter(_credentials_of(http), certificate_wanted=wanted)
             compression = _compression_of(http)
             with self._intake.admit() as permit:
-                request = Request(
-                    await self._read(http, body, permit), encoding, compression, self._settings.max_body_bytes
-                )
+                limit = visit.limit_bytes(self._settings.max_body_bytes)
+                request = Request(await self._read(http, body, permit, limit), encoding, compression, limit, visit)
                 answer = await self._answer(request, permit)
             code = _CODES.get(answer.verdict, 200)
+        except TurnedAwayError as e:
+            answer = self._intake.turn_away(e)
+            code = _CODES[answer.verdict]
+            if e.challenge:
+                headers["www-authenticate"] = e.challenge
+                bounds = (_STRANGERS_BYTES, _STRANGERS_S)
         except _Refused as e:
             code, answer = e.code, self._intake.refuse(e.reason, e.answer)
         except Exception as e:
             # Also what nobody expected: senders drop what is answered with 500.
             answer = self._intake.retry(e)
             code = _CODES[Verdict.RETRY]
-        whole = await body.discard(self._settings.max_body_bytes, self._settings.receive_timeout_s)
-        return self._respond(code, encoding, answer, None if whole else {"connection": "close"})
+        if not await body.discard(*bounds):
+            headers["connection"] = "close"
+        return self._respond(code, encoding, answer, headers)
 
-    async def _read(self, http: HttpRequest, body: _Body, permit: Permit) -> bytes:
-        limit = self._settings.max_body_bytes
+    async def _read(self, http: HttpRequest, body: _Body, permit: Permit, limit: int) -> bytes:
         too_large = _Refused(
             413, "too_large", Answer(Verdict.TOO_LARGE, f"the body is over the limit of {limit} bytes")
         )
@@ -203,11 +220,22 @@ class _App:
             status = status_of(answer, self._intake.settings.retry_after_s)
             json = encoding == "json"
             content = json_format.MessageToJson(status, indent=None).encode() if json else status.SerializeToString()
-        retry = self._retry_after() if code == _CODES[Verdict.RETRY] else {}
+        retry = self._retry_after(answer.retry_after_s) if code == _CODES[Verdict.RETRY] else {}
         return Response(content, code, {**(headers or {}), **retry}, _MEDIA_TYPES[encoding])
 
-    def _retry_after(self) -> dict[str, str]:
-        return {"retry-after": str(max(1, math.ceil(self._intake.settings.retry_after_s)))}
+    def _retry_after(self, after_s: float | None = None) -> dict[str, str]:
+        return {"retry-after": str(max(1, math.ceil(after_s or self._intake.settings.retry_after_s)))}
+
+
+def _credentials_of(http: HttpRequest) -> Credentials:
+    """What a request shows of its sender."""
+    certificate = http.scope["state"].get(_CERTIFICATE)
+    return Credentials(
+        http.headers.get("authorization", ""),
+        certificate_names(certificate),
+        bool(certificate),
+        join_address(*http.client) if http.client else "",
+    )
 
 
 def _encoding_of(http: HttpRequest) -> Encoding:
@@ -242,6 +270,9 @@ class _Protocol(H11Protocol):
         if len(self.connections) > self.connections_max:
             transport.abort()  # OTLP senders come again
             return
+        encrypted = transport.get_extra_info("ssl_object")
+        if encrypted is not None:
+            self.app_state = {**self.app_state, _CERTIFICATE: encrypted.getpeercert()}
         self._watch_header()
 
     def data_received(self, data: bytes) -> None:
@@ -281,18 +312,34 @@ class _Uvicorn(uvicorn.Server):
         self.accepting.set()
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """A loop whose servers bound the time of a handshake, which uvicorn cannot be told."""
+
+    def __init__(self, handshake_timeout_s: float) -> None:
+        super().__init__()
+        self._handshake_timeout_s = handshake_timeout_s
+
+    async def create_server(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("ssl") is not None:
+            kwargs.setdefault("ssl_handshake_timeout", self._handshake_timeout_s)
+        return await super().create_server(*args, **kwargs)
+
+
 class HttpServer:
     """OTLP/HTTP on a thread and an event loop of its own.
 
     Args:
         intake: where requests go.
+        gate: who may send them.
         settings: address and limits.
 
-    Raises `ConfigError` if the address cannot be used.
+    Raises `ConfigError` if the address or a certificate cannot be used.
     """
 
-    def __init__(self, intake: Intake, settings: HttpSettings) -> None:
-        self._app = _App(intake, settings)
+    def __init__(self, intake: Intake, gate: Gate, settings: HttpSettings) -> None:
+        self.certificates = watch("http", settings.tls) if settings.tls else None
+        """Whoever polls them keeps them up to date."""
+        self._app = _App(intake, gate, settings)
         self._sockets: list[socket.socket] = []
         try:
             host, port = bind(settings.endpoint, self._bind_one)
@@ -314,6 +361,10 @@ class HttpServer:
             server_header=False,
             timeout_keep_alive=math.ceil(settings.idle_timeout_s),
         )
+        if self.certificates is not None:
+            config.load()
+            config.ssl = http_context(self.certificates)
+        self._header_timeout_s = settings.header_timeout_s
         self._server = _Uvicorn(config)
         self._thread = threading.Thread(target=self._run, name="otlp-http", daemon=True)
 
@@ -336,7 +387,8 @@ class HttpServer:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._server.serve(sockets=self._sockets))
+            with asyncio.Runner(loop_factory=lambda: _Loop(self._header_timeout_s)) as runner:
+                runner.run(self._server.serve(sockets=self._sockets))
         except Exception:
             _log.exception("OTLP/HTTP stopped")
 

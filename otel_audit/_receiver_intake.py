@@ -11,14 +11,15 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
-from dataclasses import asdict, dataclass, field
-from enum import Enum
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from types import MappingProxyType
 from typing import Final, Literal, Protocol, Self
 
 import pyarrow as pa
 
+from otel_audit._receiver_answer import Answer, TurnedAwayError, Verdict
+from otel_audit._receiver_gate import NOT_ALLOWED, Visit
 from otel_audit.auditlog import Receipt
 from otel_audit.errors import AuditError, DecodeError, LogClosedError, OverloadedError, TooLargeError
 from otel_audit.otlp import Decoded
@@ -86,28 +87,6 @@ class IntakeSettings:
     ack_timeout_s: float = 30.0
 
 
-class Verdict(Enum):
-    """What a sender is told; each transport has its own words for it."""
-
-    ACCEPTED = "accepted"  # durable
-    INVALID = "invalid"  # not OTLP; kept in quarantine, sending it again will not help
-    TOO_LARGE = "too_large"  # not kept, sending it again will not help
-    RETRY = "retry"  # not durable, send it again
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The outcome of one request.
-
-    Args:
-        verdict: what to tell the sender.
-        message: one sentence for whoever reads the sender's log; empty on success.
-    """
-
-    verdict: Verdict
-    message: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class ReceiverStats:
     """Counters since start.
@@ -117,9 +96,12 @@ class ReceiverStats:
         spans: spans in those requests, of which `skipped` are not audit records.
         records: new records in the log; `duplicates` were there before.
         quarantined: entries kept in quarantine.
+        not_allowed: records kept in quarantine because their sender may not speak for their service or source.
         refused: requests answered otherwise than with success, by reason.
         in_flight_bytes: request bodies held now; `in_flight_bytes_max` is the most there ever were.
         healthy: whether the log could make data durable when last tried.
+        reloads: how often changed files (certificates, senders) were taken into use; `reload_failures`: could not be.
+        stale_files: how many of them are in use as they were before, because what they hold now cannot be used.
     """
 
     requests: int = 0
@@ -128,10 +110,14 @@ class ReceiverStats:
     records: int = 0
     duplicates: int = 0
     quarantined: int = 0
+    not_allowed: int = 0
     refused: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     in_flight_bytes: int = 0
     in_flight_bytes_max: int = 0
     healthy: bool = True
+    reloads: int = 0
+    reload_failures: int = 0
+    stale_files: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +128,15 @@ class Request:
         body: the bytes, still compressed if `compression` says so.
         encoding: what the bytes are once decompressed.
         compression: gzip (RFC 1952, any number of members), zlib (RFC 1950), or none.
-        limit_bytes: the most it may be once decompressed.
+        limit_bytes: the most it may be, as it came and once decompressed.
+        visit: whose it is.
     """
 
     body: bytes
     encoding: Encoding = "protobuf"
     compression: Compression = ""
     limit_bytes: int = 64 << 20
+    visit: Visit = field(default_factory=Visit)
 
 
 def inflate(data: bytes, compression: Literal["gzip", "zlib"], limit_bytes: int, grow: Callable[[int], None]) -> bytes:
@@ -323,21 +311,30 @@ class Intake:
         answer.set_running_or_notify_cancel()
         permit.close_with(answer)
         try:
-            decoded, invalid = self._decode(request, permit)
+            decoded, invalid = self._checked(request, *self._decode(request, permit))
             durable = self._sink.submit(decoded)
         except TooLargeError as e:
             answer.set_result(self.refuse("too_large", Answer(Verdict.TOO_LARGE, str(e))))
         except MemoryError:
             answer.set_result(self.retry(OverloadedError("receive", "request", "out of memory", "send it again")))
         except Exception as e:
+            request.visit.give_back()
             answer.set_result(self.retry(e))
         else:
-            durable.add_done_callback(lambda done: answer.set_result(self._settle(done, decoded, invalid)))
+            visit = request.visit  # and not all of the request
+            durable.add_done_callback(lambda done: answer.set_result(self._settle(done, decoded, invalid, visit)))
         return answer
 
-    def _decode(self, request: Request, permit: Permit) -> tuple[Decoded, str]:
-        """What to store for a request, and what to tell its sender if it is not OTLP."""
+    def _checked(self, request: Request, body: bytes, decoded: Decoded, invalid: str) -> tuple[Decoded, str]:
+        """What its sender may say of a request; what he may not is in quarantine."""
+        decoded = request.visit.check(decoded, lambda: (f"otlp.request+{request.encoding}", body))
+        return (replace(decoded, raw=None) if decoded.raw is not None else decoded), invalid
+
+    def _decode(self, request: Request, permit: Permit) -> tuple[bytes, Decoded, str]:
+        """A request's body decompressed, what to store for it, and what to tell its sender if it is not OTLP."""
         body = request.body
+        if len(body) > request.limit_bytes:
+            raise TooLargeError("receive", "request", f"over the limit of {request.limit_bytes} bytes")
         try:
             if request.compression:
                 with self._inflating:
@@ -349,7 +346,7 @@ class Intake:
         try:
             with self._decoding_large if len(body) > _LARGE_BYTES else self._decoding_small:
                 decode = self._decoder.decode if request.encoding == "protobuf" else self._decoder.decode_json
-                return decode(body), ""
+                return body, decode(body), ""
         except MemoryError:
             raise
         except DecodeError as e:
@@ -357,23 +354,27 @@ class Intake:
         except Exception as e:
             # A fault of ours must neither lose what was sent nor hold up the sender's queue for ever.
             _log.exception("decode request of %d bytes: unexpected error; kept in quarantine, acknowledged", len(body))
-            return _quarantined(request, body, "internal_error", f"{type(e).__name__}: {e}"), ""
+            return body, _quarantined(request, body, "internal_error", f"{type(e).__name__}: {e}"), ""
 
     @staticmethod
-    def _not_otlp(request: Request, body: bytes, error: DecodeError) -> tuple[Decoded, str]:
+    def _not_otlp(request: Request, body: bytes, error: DecodeError) -> tuple[bytes, Decoded, str]:
         told = f"{_sendable(str(error))[:_MESSAGE_CHARS]}; it was kept in quarantine, sending it again will not help"
-        return _quarantined(request, body, "request_undecodable", str(error)), told
+        return body, _quarantined(request, body, "request_undecodable", str(error)), told
 
-    def _settle(self, durable: "Future[Receipt]", decoded: Decoded, invalid: str) -> Answer:
+    def _settle(self, durable: "Future[Receipt]", decoded: Decoded, invalid: str, visit: Visit) -> Answer:
         try:
             receipt = durable.result()
         except (Exception, CancelledError) as e:
+            visit.give_back()
             return self.retry(e)
         with self._lock:
             self._counts.add(decoded, receipt, acknowledged=not invalid)
+            self._counts.not_allowed += visit.not_allowed
             failed_s, self._failed_s = self._failed_s, None
         if failed_s is not None:
             _log.warning("the log makes data durable again")
+        if visit.not_allowed:
+            self._complain(NOT_ALLOWED, f"{decoded.quarantine[-1].detail}; kept in quarantine", visit.name)
         if invalid:
             return self.refuse("undecodable", Answer(Verdict.INVALID, invalid))
         return Answer(Verdict.ACCEPTED)
@@ -396,18 +397,36 @@ class Intake:
         )
         return self.refuse("unavailable", Answer(Verdict.RETRY, message))
 
-    def refuse(self, reason: str, answer: Answer) -> Answer:
-        """Count and log a refusal; gives back `answer`."""
-        now_s = self._clock()
+    def refuse(self, reason: str, answer: Answer, *, about: str = "", sender: str = "") -> Answer:
+        """Count and log a refusal; gives back `answer`.
+
+        Args:
+            reason: under which it is counted.
+            answer: what its sender is told.
+            about: what the log says beside.
+            sender: who it is, where that is known: each is complained of by itself.
+        """
         with self._lock:
             self._refused[reason] += 1
             total = self._refused[reason]
-            speak = now_s - self._complained_s.get(reason, -_QUIET_S) >= _QUIET_S
-            if speak:
-                self._complained_s[reason] = now_s
-        if speak:
-            _log.warning("request refused (%s, %d so far): %s", reason, total, answer.message)
+        told = f"{answer.message} ({about})" if about else answer.message
+        self._complain(f"{reason}, {total} so far", told, sender, key=reason)
         return answer
+
+    def turn_away(self, error: TurnedAwayError) -> Answer:
+        """Count and log what the gate has not let in; gives the answer to it."""
+        return self.refuse(error.reason, error.answer, about=error.about, sender=error.sender)
+
+    def _complain(self, what: str, told: str, sender: str, key: str = "") -> None:
+        """Log a refusal, unless the same has been logged just now."""
+        now_s = self._clock()
+        key = f"{key or what} {sender}"
+        with self._lock:
+            speak = now_s - self._complained_s.get(key, -_QUIET_S) >= _QUIET_S
+            if speak:
+                self._complained_s[key] = now_s
+        if speak:
+            _log.warning("refused (%s): %s", what, told)
 
     # --- state ----------------------------------------------------------------------------------------------------------
     @property
@@ -440,6 +459,7 @@ class _Counts:
     records: int = 0
     duplicates: int = 0
     quarantined: int = 0
+    not_allowed: int = 0
 
     def add(self, decoded: Decoded, receipt: Receipt, *, acknowledged: bool) -> None:
         self.requests += acknowledged

@@ -1,4 +1,4 @@
-"""The command line: `otel-audit demo`, `check`, `spool`, `serve`, `find`, `show`, `tail`, `stats`, `gaps`, `export` and so on.
+"""The command line: `otel-audit demo`, `check`, `spool`, `serve`, `token`, `find`, `show`, `tail`, `stats`, `gaps`, `export` and so on.
 
 Standard output is data, standard error is messages. Modules that take long to import are imported by the command that
 needs them, so that `--help` and completion are quick.
@@ -23,6 +23,7 @@ from otel_audit._cli_find import find, show, tail
 from otel_audit._cli_gaps import gaps
 from otel_audit._cli_stats import quarantine, stats
 from otel_audit._cli_text import count_text, safe
+from otel_audit._cli_token import token
 from otel_audit.errors import AuditError
 
 __all__ = ["main", "run"]
@@ -173,6 +174,7 @@ for _command in (
     serve,
     validate,
     print_config,
+    token,
     find,
     show,
     tail,

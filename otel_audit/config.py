@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
-from otel_audit import names
+from otel_audit import names, receiver
 from otel_audit._config_settings import (
     BY_FLAG,
     BY_KEY,
@@ -58,10 +58,10 @@ def problems(path: str | os.PathLike[str]) -> list[ConfigError]:
     """All that is wrong with a configuration file, in the order of its lines."""
     loaded = _Loading({})
     try:
-        loaded.settings(path)
+        settings = loaded.settings(path)
     except ConfigError as e:
         return [e]
-    return loaded.problems
+    return loaded.problems or list(receiver.unfit(settings.receiver))
 
 
 def tree(settings: ServerSettings) -> dict[str, Any]:

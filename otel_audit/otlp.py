@@ -15,7 +15,8 @@ is one definition) → `_otlp_request` (request to encoded spans) → `_otlp_spa
 """
 
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -58,6 +59,7 @@ class Decoded:
         skipped: spans that are no audit records: not SERVER and without `audit.action`, or excluded.
         unrecorded: source and number (columns `source_id`, `source_seq`) of numbered spans that did not become records;
             None where there are none.
+        raw: what kind the span is that a row of `records` came from, and its bytes as received; None: not known.
     """
 
     records: pa.RecordBatch
@@ -65,6 +67,7 @@ class Decoded:
     spans: int
     skipped: int
     unrecorded: pa.RecordBatch | None = None
+    raw: Callable[[int], tuple[str, bytes]] | None = field(default=None, compare=False, repr=False)
 
 
 _RESOURCES_MAX = 1024
@@ -111,6 +114,7 @@ class Decoder:
         spans = Spans(request.spans, runs, memo, request.kind, request.payload)
         table = Table(spans, calls, self._exclusion)
         records = table.records()
+        rows = table.rows
         resources = [
             part.quarantined(resource.lossy, resource.name)
             for part, (resource, _) in zip(request.parts, runs, strict=True)
@@ -122,6 +126,7 @@ class Decoder:
             spans=len(request.spans) + len(request.quarantine),
             skipped=spans.skipped + table.excluded,
             unrecorded=table.unrecorded,
+            raw=lambda row: (request.kind, request.payload(int(rows[row]))),
         )
 
     def _memories(self) -> tuple[Memo, Calls]:

@@ -7,16 +7,21 @@ refused for good; what cannot be made durable now is refused for the moment, wit
 """
 
 import logging
-from dataclasses import dataclass, field
-from typing import Self
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Final, Self
 
-from otel_audit._receiver_bind import is_loopback, parse_endpoint
+from otel_audit._receiver_bind import is_exposed, parse_endpoint
+from otel_audit._receiver_gate import AccessSettings, Gate
 from otel_audit._receiver_grpc import GrpcServer, GrpcSettings
 from otel_audit._receiver_http import HttpServer, HttpSettings
 from otel_audit._receiver_intake import Decodes, Intake, IntakeSettings, ReceiverStats, Sink
+from otel_audit._receiver_reload import Reloader
+from otel_audit._receiver_tls import TlsSettings
 from otel_audit.errors import ConfigError
 
 __all__ = [
+    "AccessSettings",
     "Decodes",
     "GrpcSettings",
     "HttpSettings",
@@ -25,10 +30,13 @@ __all__ = [
     "ReceiverSettings",
     "ReceiverStats",
     "Sink",
+    "TlsSettings",
     "parse_endpoint",
+    "unfit",
 ]
 
 _log = logging.getLogger("otel_audit.receiver")
+_OTLP: Final = "receivers.otlp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +45,13 @@ class ReceiverSettings:
 
     Args:
         intake: limits that hold for both protocols together.
+        access: who may send.
         grpc: OTLP/gRPC; None: not served.
         http: OTLP/HTTP; None: not served.
     """
 
     intake: IntakeSettings = field(default_factory=IntakeSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
     grpc: GrpcSettings | None = field(default_factory=GrpcSettings)
     http: HttpSettings | None = field(default_factory=HttpSettings)
 
@@ -54,20 +64,28 @@ class Receiver:
         decoder: turns bodies into records.
         settings: addresses and limits.
 
-    Raises `ConfigError` if an address cannot be used.
+    Raises `ConfigError` if an address, a certificate or the list of senders cannot be used, or if other machines could
+    send unseen or unknown.
     """
 
     def __init__(self, sink: Sink, decoder: Decodes, settings: ReceiverSettings = ReceiverSettings()) -> None:
         if settings.grpc is None and settings.http is None:
             raise ConfigError("start receiver", "otlp", "no protocol is switched on", "switch on grpc or http")
+        for error in unfit(settings):
+            raise error
+        gate = Gate(settings.access)
+        _check_senders(gate, settings)
         self._intake = Intake(sink, decoder, settings.intake)
-        self._http = HttpServer(self._intake, settings.http) if settings.http else None
+        self._http = HttpServer(self._intake, gate, settings.http) if settings.http else None
         try:
-            self._grpc = GrpcServer(self._intake, settings.grpc) if settings.grpc else None
+            self._grpc = GrpcServer(self._intake, gate, settings.grpc) if settings.grpc else None
         except BaseException:
             if self._http:
                 self._http.finish_stop()
             raise
+        servers = [server.certificates for server in (self._grpc, self._http) if server is not None]
+        self._reloader = Reloader([watched for watched in (gate.watched, *servers) if watched is not None])
+        self._insecure = [where for where, error in _exposures(settings) if error is not None]
         self._stopped = False
 
     @property
@@ -82,9 +100,9 @@ class Receiver:
 
     def start(self) -> None:
         """Take requests from now on."""
-        for address in (self.grpc_address, self.http_address):
-            if address and not is_loopback(parse_endpoint(address)[0]):
-                _log.warning("%s is open to other machines, without encryption or authentication", address)
+        for where in self._insecure:
+            _log.warning("%s is open to other machines, without encryption or without knowing who sends", where)
+        self._reloader.start()
         if self._grpc:
             self._grpc.start()
         if self._http:
@@ -95,6 +113,7 @@ class Receiver:
         if self._stopped:
             return
         self._stopped = True
+        self._reloader.stop()
         self._intake.drain()
         if self._http:
             self._http.begin_stop(grace_s)
@@ -107,7 +126,10 @@ class Receiver:
 
     def stats(self) -> ReceiverStats:
         """Counters since start."""
-        return self._intake.stats()
+        files = self._reloader.stats()
+        return replace(
+            self._intake.stats(), reloads=files.reloads, reload_failures=files.failures, stale_files=files.stale
+        )
 
     def __enter__(self) -> Self:
         self.start()
@@ -115,3 +137,50 @@ class Receiver:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+# --- what must not be started -----------------------------------------------------------------------------------------
+def unfit(settings: ReceiverSettings) -> Iterator[ConfigError]:
+    """What of the settings does not go together; no file is read for it."""
+    access = settings.access
+    if access.senders is not None and access.senders_file is not None:
+        hint = "give one of them"
+        yield ConfigError("read senders", f"{_OTLP}.senders", "there is senders_file as well", hint)
+    for name, protocol in (("grpc", settings.grpc), ("http", settings.http)):
+        tls = protocol.tls if protocol else None
+        key = f"{_OTLP}.protocols.{name}.tls"
+        if tls is not None and not (tls.cert_file and tls.key_file):
+            yield ConfigError("use TLS", key, "it needs cert_file and key_file", "give both, or leave tls out")
+    if settings.grpc and settings.grpc.tls and settings.grpc.tls.min_version != "1.2":
+        key = f"{_OTLP}.protocols.grpc.tls.min_version"
+        reason = "gRPC for Python speaks TLS 1.2 and 1.3, and cannot be told otherwise"
+        yield ConfigError("use TLS", key, reason, "leave it at 1.2, or serve http alone")
+    if not access.allow_insecure:
+        yield from (error for _, error in _exposures(settings) if error is not None)
+
+
+def _exposures(settings: ReceiverSettings) -> Iterator[tuple[str, ConfigError | None]]:
+    """Each endpoint that other machines reach, and why they should not; None: they may."""
+    for name, protocol in (("grpc", settings.grpc), ("http", settings.http)):
+        if protocol is None or not is_exposed(protocol.endpoint):
+            continue
+        tls, key = protocol.tls, f"{_OTLP}.protocols.{name}"
+        otherwise = f"or listen on localhost; {_OTLP}.allow_insecure: true listens all the same"
+        error = None
+        if tls is None:
+            reason = "other machines would reach it without encryption"
+            hint = f"set {key}.tls.cert_file and key_file, {otherwise}"
+            error = ConfigError("listen on", protocol.endpoint, reason, hint)
+        elif tls.client_ca_file is None and not settings.access.known:
+            reason = "any machine could write into the log"
+            hint = f"set {_OTLP}.senders or senders_file, or {key}.tls.client_ca_file, {otherwise}"
+            error = ConfigError("listen on", protocol.endpoint, reason, hint)
+        yield protocol.endpoint, error
+
+
+def _check_senders(gate: Gate, settings: ReceiverSettings) -> None:
+    """A sender that is known by its certificate needs a protocol that asks for one."""
+    asking = [p for p in (settings.grpc, settings.http) if p and p.tls and p.tls.client_ca_file]
+    if gate.directory is not None and gate.directory.by_certificate and not asking:
+        reason = "a sender is known by its certificate, but no protocol asks for one"
+        raise ConfigError("read senders", f"{_OTLP}.senders", reason, "set tls.client_ca_file of grpc or http")

@@ -1,71 +1,24 @@
 """TLS and mTLS to the destination, with certificates made here."""
 
-import ipaddress
 import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from otel_audit.capture.settings import destination
 from otel_audit.capture.transport import Fate, connect
 from tests.capture_support import environment, service
+from tests.certificates import Authority
 from tests.integration.test_capture_transport import BODY
 
 PROTOCOLS = ["grpc", "http/protobuf"]
-
-
-class Authority:
-    """A certificate authority, and what it has signed, as PEM files in `folder`."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder = folder / name
-        self._folder.mkdir()
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        self.file = self._write("ca.pem", self._sign(self._name, self._key, ca=True))
-
-    def _sign(self, name: x509.Name, key: ec.EllipticCurvePrivateKey, *, ca: bool) -> bytes:
-        now = datetime.now(UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(hours=1))
-            .not_valid_after(now + timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        )
-        if not ca:
-            names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-            builder = builder.add_extension(names, critical=False)
-        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-    def _write(self, name: str, data: bytes) -> Path:
-        path = self._folder / name
-        path.write_bytes(data)
-        return path
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Key and certificate for `name` on 127.0.0.1."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        pem = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        return self._write(f"{name}.key", pem), self._write(f"{name}.pem", self._sign(subject, key, ca=False))
 
 
 class Peers:
@@ -91,7 +44,8 @@ def _grpc_receiver(authority: Authority, *, mutual: bool) -> Iterator[Peers]:
         peers.take(names[0].decode() if names else None)
         return b""
 
-    key, certificate = authority.issue("receiver")
+    issued = authority.issue("receiver")
+    key, certificate = issued.key, issued.certificate
     credentials = grpc.ssl_server_credentials(
         [(key.read_bytes(), certificate.read_bytes())], authority.file.read_bytes() if mutual else None, mutual
     )
@@ -131,7 +85,8 @@ def _http_receiver(authority: Authority, *, mutual: bool) -> Iterator[Peers]:
         def handle_error(self, request: Any, client_address: Any) -> None:
             pass  # a handshake that is refused, on purpose
 
-    key, certificate = authority.issue("receiver")
+    issued = authority.issue("receiver")
+    key, certificate = issued.key, issued.certificate
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     if mutual:
@@ -186,11 +141,12 @@ def test_a_receiver_that_cannot_prove_who_it_is_gets_nothing(protocol: str, tmp_
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_receiver_that_asks_for_a_certificate_sees_ours(protocol: str, tmp_path: Path) -> None:
     authority, stranger = Authority(tmp_path, "ours"), Authority(tmp_path, "stranger")
-    key, certificate = authority.issue("crm")
+    issued = authority.issue("crm")
+    key, certificate = issued.key, issued.certificate
     with receiver(protocol, authority, mutual=True) as peers:
         assert send(protocol, peers.address, certificate=authority.file) is Fate.AGAIN
-        other_key, other = stranger.issue("crm")
-        files = {"client_key": other_key, "client_certificate": other}
+        other = stranger.issue("crm")
+        files = {"client_key": other.key, "client_certificate": other.certificate}
         assert send(protocol, peers.address, certificate=authority.file, **files) is Fate.AGAIN
         assert peers.names == []
         files = {"client_key": key, "client_certificate": certificate}
@@ -201,7 +157,8 @@ def test_a_receiver_that_asks_for_a_certificate_sees_ours(protocol: str, tmp_pat
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_service_delivers_over_mutual_tls(protocol: str, tmp_path: Path) -> None:
     authority = Authority(tmp_path, "ours")
-    key, certificate = authority.issue("crm")
+    issued = authority.issue("crm")
+    key, certificate = issued.key, issued.certificate
     with receiver(protocol, authority, mutual=True) as peers:
         env = environment(
             OTEL_AUDIT_ENDPOINT=peers.address,

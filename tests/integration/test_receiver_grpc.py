@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 from otel_audit.errors import ConfigError, OverloadedError, UnavailableError
 from otel_audit.otlp import Decoder
-from otel_audit.receiver import GrpcSettings, IntakeSettings, Receiver
+from otel_audit.receiver import AccessSettings, GrpcSettings, IntakeSettings, Receiver
 from tests.receiver_support import LIMIT, NOT_OTLP, FakeLog, body, export_to, failure, receiver, settings
 
 SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
@@ -251,7 +251,8 @@ def test_an_address_open_to_other_machines_is_warned_of(caplog: pytest.LogCaptur
     assert given.grpc
     with receiver(FakeLog(), replace(given, http=None)):
         assert not caplog.records
-    with receiver(FakeLog(), replace(given, http=None, grpc=replace(given.grpc, endpoint="0.0.0.0:0"))):
+    exposed = replace(given, http=None, grpc=replace(given.grpc, endpoint="0.0.0.0:0"))
+    with receiver(FakeLog(), replace(exposed, access=AccessSettings(allow_insecure=True))):
         assert "open to other machines" in caplog.text
 
 

@@ -7,10 +7,21 @@ import yaml
 from otel_audit import config
 from otel_audit.config import ServerSettings, load
 from otel_audit.errors import ConfigError
+from otel_audit.receiver import TlsSettings
+from otel_audit.senders import Sender
 
 WHOLE = """
 receivers:
   otlp:
+    senders:
+      - name: gateway
+        token_sha256: [6816dbaac4aacdffa60ebd5a677968eb33ade28dea1d2dc892125d1ad66ee787]
+        services: [crm, billing-*]
+        rate_records_per_s: 5000
+        max_request_mib: 8
+    senders_file: /etc/otel-audit/senders.yaml
+    unauthenticated: refuse
+    allow_insecure: true
     retry_after: 500ms
     ack_timeout: 1m30s
     max_in_flight_mib: 128
@@ -20,6 +31,12 @@ receivers:
         max_recv_msg_size_mib: 16
         read_timeout: 5s
         workers: 8
+        tls:
+          cert_file: /etc/tls/tls.crt
+          key_file: /etc/tls/tls.key
+          client_ca_file: /etc/tls/ca.crt
+          min_version: 1.2
+          reload_interval: 1m
       http:
         endpoint: "[::1]:14318"
         max_request_body_size: 1000
@@ -27,6 +44,12 @@ receivers:
         read_header_timeout: 7s
         idle_timeout: 1m
         max_connections: 10
+        tls:
+          cert_file: /etc/tls/web.crt
+          key_file: /etc/tls/web.key
+          client_ca_file: /etc/tls/web-ca.crt
+          min_version: "1.3"
+          reload_interval: 5s
 log:
   directory: /var/lib/audit
   name: production
@@ -78,6 +101,21 @@ def test_every_key_of_a_file_arrives(tmp_path: Path) -> None:
         5,
         8,
     )
+    assert grpc.tls == TlsSettings("/etc/tls/tls.crt", "/etc/tls/tls.key", "/etc/tls/ca.crt", "1.2", 60)
+    assert http.tls == TlsSettings("/etc/tls/web.crt", "/etc/tls/web.key", "/etc/tls/web-ca.crt", "1.3", 5)
+    access = settings.receiver.access
+    digest = "6816dbaac4aacdffa60ebd5a677968eb33ade28dea1d2dc892125d1ad66ee787"
+    assert access.senders == (
+        Sender(
+            "gateway",
+            (digest,),
+            services=("crm", "billing-*"),
+            rate_records_per_s=5000,
+            max_request_bytes=8 << 20,
+        ),
+    )
+    assert (access.senders_file, access.unauthenticated) == ("/etc/otel-audit/senders.yaml", "refuse")
+    assert access.allow_insecure
     assert (http.endpoint, http.max_body_bytes, http.connections_max) == ("[::1]:14318", 1000, 10)
     assert (http.receive_timeout_s, http.header_timeout_s, http.idle_timeout_s) == (6, 7, 60)
     assert (intake.retry_after_s, intake.ack_timeout_s, intake.max_in_flight_bytes) == (0.5, 90, 128 << 20)
@@ -151,13 +189,31 @@ def test_a_protocol_that_is_not_listed_is_off_as_in_a_collector(tmp_path: Path, 
         ("log: {segment_row: 5}", ["audit.yaml:1, log.segment_row", "did you mean segment_rows?"]),
         ("segment_rows: 5", ["audit.yaml:1, segment_rows", "did you mean log.segment_rows?"]),
         ("log: {zzz: 5}", ["log.zzz", "known here: dedupe_ids_max, dedupe_window, directory"]),
-        ("receivers: {otlp: {protocols: {grpc: {tls: {}}}}}", ["receivers.otlp.protocols.grpc.tls", "no such setting"]),
+        (
+            "receivers: {otlp: {protocols: {grpc: {cors: {}}}}}",
+            ["receivers.otlp.protocols.grpc.cors", "no such setting"],
+        ),
         ("log: {segment_rows: many}", ["log.segment_rows: 'many'", "needs a whole number above zero"]),
         ("log: {segment_rows: true}", ["log.segment_rows: True", "whole number"]),
         ("log: {segment_rows: 0}", ["whole number above zero"]),
         ("log: {segment_age: 60}", ["log.segment_age: 60", "duration with its unit"]),
         ("log: {segment_age: 0s}", ["above zero"]),
         ("log: {name: 5}", ["log.name: 5", "needs text"]),
+        ("receivers: {otlp: {senders: []}}", ["receivers.otlp.senders", "at least one sender"]),
+        ("receivers: {otlp: {senders: [{name: a}]}}", ["nothing says how it proves who it is", "otel-audit token"]),
+        ("receivers: {otlp: {senders: [{certificate: a}]}}", ["needs a name"]),
+        ("receivers: {otlp: {senders: [5]}}", ["needs the keys of a sender"]),
+        (
+            "receivers: {otlp: {senders:\n [{name: a, token: b}]}}",
+            ["audit.yaml:2", "never written down", "token_sha256"],
+        ),
+        ("receivers: {otlp: {senders: [{name: a, certificate: []}]}}", ["needs at least one text"]),
+        (
+            "receivers: {otlp: {senders: [{name: a, certificate: b}, {name: a, certificate: c}]}}",
+            ["'a'", "two senders have this name"],
+        ),
+        ("receivers: {otlp: {protocols: {http: {tls: {min_version: 1.1}}}}}", ["1.1", "needs one of 1.2, 1.3"]),
+        ("receivers: {otlp: {unauthenticated: drop}}", ["'drop'", "needs one of retry, refuse"]),
         ("exclude_routes: /healthz", ["exclude_routes", "needs a list"]),
         ("exclude_routes: [1]", ["exclude_routes", "needs text"]),
         ("log: 5", ["audit.yaml:1, log", "needs keys and values"]),
@@ -206,6 +262,56 @@ def test_a_variable_that_is_not_set_is_a_fault_that_says_how_to_give_a_default(t
     assert "${env:OTEL_AUDIT_NOT_SET:-default}" in said
 
 
+def test_what_may_be_a_token_is_not_shown(tmp_path: Path) -> None:
+    secret = "oat_not-a-digest-but-the-token-itself"
+    text = f"receivers: {{otlp: {{senders: [{{name: a, token_sha256: {secret}}}]}}}}"
+    said = fault(tmp_path, text)
+    assert "needs the SHA-256 of a token" in said
+    assert "otel-audit token" in said
+    assert secret not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "{senders_file: s.yaml, senders: [{name: a, certificate: b}]}",
+            ["receivers.otlp.senders", "there is senders_file as well"],
+        ),
+        ("{protocols: {grpc: {tls: {cert_file: a}}}}", ["grpc.tls", "needs cert_file and key_file"]),
+        ("{protocols: {grpc: {tls: {cert_file: a, key_file: b, min_version: '1.3'}}}}", ["gRPC for Python"]),
+        ("{protocols: {grpc: {endpoint: '0.0.0.0:4317'}}}", ["without encryption", "allow_insecure: true"]),
+        (
+            "{senders_file: s.yaml, protocols: {http: {endpoint: '0.0.0.0:4318'}}}",
+            ["without encryption", "http.tls.cert_file"],
+        ),
+        (
+            "{protocols: {http: {endpoint: '[::]:4318', tls: {cert_file: a, key_file: b}}}}",
+            ["any machine could write into the log", "senders", "client_ca_file"],
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_found_without_starting(
+    tmp_path: Path, text: str, said: list[str]
+) -> None:
+    (found,) = config.problems(write(tmp_path, f"receivers: {{otlp: {text}}}"))
+    for part in said:
+        assert part in str(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{allow_insecure: true, protocols: {grpc: {endpoint: '0.0.0.0:4317'}}}",
+        "{protocols: {grpc: {endpoint: '0.0.0.0:4317', tls: {cert_file: a, key_file: b, client_ca_file: c}}}}",
+        "{senders_file: s, protocols: {http: {endpoint: '0.0.0.0:4318', tls: {cert_file: a, key_file: b}}}}",
+        "{senders_file: s, protocols: {http: {endpoint: 'localhost:4318'}}}",
+    ],
+)
+def test_settings_that_go_together_are_good(tmp_path: Path, text: str) -> None:
+    assert config.problems(write(tmp_path, f"receivers: {{otlp: {text}}}")) == []
+
+
 def test_a_key_given_twice_is_a_fault(tmp_path: Path) -> None:
     assert "the key log is there twice" in fault(tmp_path, "log: {name: a}\nlog: {name: b}\n")
 
@@ -229,5 +335,6 @@ def test_a_tree_has_every_key_that_has_a_value() -> None:
             return {above}
         return {k for name, below in node.items() for k in keys(below, f"{above}.{name}" if above else name)}
 
-    decided_at_start = {"log.disk_reserve_mib"}
+    decided_at_start = {"log.disk_reserve_mib", "receivers.otlp.senders", "receivers.otlp.senders_file"}
+    decided_at_start |= {key for key in config.setting_keys() if ".tls." in key}
     assert keys(config.tree(ServerSettings())) == set(config.setting_keys()) - decided_at_start

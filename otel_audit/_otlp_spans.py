@@ -221,6 +221,8 @@ class Spans:
         memo: what is remembered of attributes.
         kind: what `payload` gives, for `Quarantined.kind`.
         payload: the span as it was received, by its index.
+        notes: what is to be said about spans already, by index.
+        open_ended: whether a span without an end is as it should be.
     """
 
     def __init__(
@@ -230,12 +232,15 @@ class Spans:
         memo: Memo,
         kind: str,
         payload: Callable[[int], bytes],
+        notes: dict[int, Notes],
+        *,
+        open_ended: bool,
     ) -> None:
         self.runs, self._memo, self._kind, self._payload = runs, memo, kind, payload
         self._run_ends = list(accumulate(count for _, count in runs))
         self.quarantine: list[Quarantined] = []
         self.skipped = 0
-        self.notes: dict[int, Notes] = {}  # by index
+        self.notes, self.open_ended = notes, open_ended
         self.members: dict[int, dict[str, str]] = {}  # by index: developer attributes
         self._refused: set[int] = set()
         self._cut: set[int] = set()

@@ -1,4 +1,4 @@
-"""OTLP over HTTP/1.1: POST /v1/traces in protobuf or JSON, and GET /livez and /readyz.
+"""OTLP over HTTP/1.1: POST /v1/traces and /v1/logs in protobuf or JSON, and GET /livez and /readyz.
 
 The event loop only moves bytes; decompressing and decoding run on a few threads.
 
@@ -28,13 +28,13 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from otel_audit._receiver_bind import bind, join_address, listen
-from otel_audit._receiver_intake import Answer, Compression, Encoding, Intake, Permit, Request, Verdict
+from otel_audit._receiver_intake import Answer, Compression, Encoding, Intake, Permit, Request, Signal, Verdict
 from otel_audit._receiver_status import status_of
 from otel_audit.errors import UnavailableError
 
-__all__ = ["PATH", "HttpServer", "HttpSettings"]
+__all__ = ["PATHS", "HttpServer", "HttpSettings"]
 
-PATH: Final = "/v1/traces"
+PATHS: Final[Mapping[str, Signal]] = {"/v1/traces": "traces", "/v1/logs": "logs"}
 
 _log = logging.getLogger("otel_audit.receiver")
 _ENCODINGS: Final[Mapping[str, Encoding]] = {"application/x-protobuf": "protobuf", "application/json": "json"}
@@ -118,7 +118,7 @@ class _App:
         self._settings = settings
         self.pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="otlp-http")
         routes = [
-            Route(PATH, self._traces, methods=["POST"]),
+            *(Route(path, self._export, methods=["POST"]) for path in PATHS),
             Route("/livez", self._live, methods=["GET"]),
             Route("/readyz", self._ready, methods=["GET"]),
         ]
@@ -134,19 +134,19 @@ class _App:
 
     async def _http_error(self, _: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        answer = Answer(Verdict.INVALID, f"{error.detail}; send OTLP traces by POST to {PATH}")
+        answer = Answer(Verdict.INVALID, f"{error.detail}; send OTLP by POST to {' or '.join(PATHS)}")
         return self._respond(error.status_code, "json", answer, error.headers)
 
-    async def _traces(self, http: HttpRequest) -> Response:
+    async def _export(self, http: HttpRequest) -> Response:
         body = _Body(http)
         encoding: Encoding = "json"  # also that of an answer to a request of an unknown kind
         try:
             encoding = _encoding_of(http)
             compression = _compression_of(http)
             with self._intake.admit() as permit:
-                request = Request(
-                    await self._read(http, body, permit), encoding, compression, self._settings.max_body_bytes
-                )
+                data = await self._read(http, body, permit)
+                limit = self._settings.max_body_bytes
+                request = Request(data, encoding, compression, limit, PATHS[http.scope["path"]])
                 answer = await self._answer(request, permit)
             code = _CODES.get(answer.verdict, 200)
         except _Refused as e:
@@ -196,7 +196,7 @@ class _App:
     def _respond(
         self, code: int, encoding: Encoding, answer: Answer, headers: Mapping[str, str] | None = None
     ) -> Response:
-        """An ExportTraceServiceResponse or a google.rpc.Status, written as the request was."""
+        """An Export…ServiceResponse or a google.rpc.Status, written as the request was."""
         if answer.verdict is Verdict.ACCEPTED:
             content = _RESPONSES[encoding]
         else:

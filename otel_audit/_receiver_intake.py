@@ -34,6 +34,7 @@ __all__ = [
     "Permit",
     "ReceiverStats",
     "Request",
+    "Signal",
     "Sink",
     "Verdict",
     "inflate",
@@ -41,6 +42,7 @@ __all__ = [
 
 Encoding = Literal["protobuf", "json"]
 Compression = Literal["", "gzip", "zlib"]
+Signal = Literal["traces", "logs"]
 
 _log = logging.getLogger("otel_audit.receiver")
 _BLOCK_BYTES: Final = 1 << 20
@@ -69,6 +71,12 @@ class Decodes(Protocol):
 
     def decode_json(self, body: bytes, /) -> Decoded:
         """Records of an OTLP/JSON body; raises `DecodeError`."""
+
+    def decode_logs(self, body: bytes, /) -> Decoded:
+        """Records of a protobuf body of logs; raises `DecodeError`."""
+
+    def decode_logs_json(self, body: bytes, /) -> Decoded:
+        """Records of an OTLP/JSON body of logs; raises `DecodeError`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,7 @@ class ReceiverStats:
 
     Args:
         requests: requests whose data is durable and acknowledged, or would be had the sender waited.
-        spans: spans in those requests, of which `skipped` are not audit records.
+        spans, log_records: what was in those requests, of which `skipped` are not audit records.
         records: new records in the log; `duplicates` were there before.
         quarantined: entries kept in quarantine.
         refused: requests answered otherwise than with success, by reason.
@@ -124,6 +132,7 @@ class ReceiverStats:
 
     requests: int = 0
     spans: int = 0
+    log_records: int = 0
     skipped: int = 0
     records: int = 0
     duplicates: int = 0
@@ -143,12 +152,14 @@ class Request:
         encoding: what the bytes are once decompressed.
         compression: gzip (RFC 1952, any number of members), zlib (RFC 1950), or none.
         limit_bytes: the most it may be once decompressed.
+        signal: what the bytes hold.
     """
 
     body: bytes
     encoding: Encoding = "protobuf"
     compression: Compression = ""
     limit_bytes: int = 64 << 20
+    signal: Signal = "traces"
 
 
 def inflate(data: bytes, compression: Literal["gzip", "zlib"], limit_bytes: int, grow: Callable[[int], None]) -> bytes:
@@ -332,7 +343,8 @@ class Intake:
         except Exception as e:
             answer.set_result(self.retry(e))
         else:
-            durable.add_done_callback(lambda done: answer.set_result(self._settle(done, decoded, invalid)))
+            signal = request.signal
+            durable.add_done_callback(lambda done: answer.set_result(self._settle(done, decoded, invalid, signal)))
         return answer
 
     def _decode(self, request: Request, permit: Permit) -> tuple[Decoded, str]:
@@ -348,8 +360,7 @@ class Intake:
             return self._not_otlp(request, body, e)
         try:
             with self._decoding_large if len(body) > _LARGE_BYTES else self._decoding_small:
-                decode = self._decoder.decode if request.encoding == "protobuf" else self._decoder.decode_json
-                return decode(body), ""
+                return self._decoded(request, body), ""
         except MemoryError:
             raise
         except DecodeError as e:
@@ -359,18 +370,24 @@ class Intake:
             _log.exception("decode request of %d bytes: unexpected error; kept in quarantine, acknowledged", len(body))
             return _quarantined(request, body, "internal_error", f"{type(e).__name__}: {e}"), ""
 
+    def _decoded(self, request: Request, body: bytes) -> Decoded:
+        protobuf = request.encoding == "protobuf"
+        if request.signal == "logs":
+            return self._decoder.decode_logs(body) if protobuf else self._decoder.decode_logs_json(body)
+        return self._decoder.decode(body) if protobuf else self._decoder.decode_json(body)
+
     @staticmethod
     def _not_otlp(request: Request, body: bytes, error: DecodeError) -> tuple[Decoded, str]:
         told = f"{_sendable(str(error))[:_MESSAGE_CHARS]}; it was kept in quarantine, sending it again will not help"
         return _quarantined(request, body, "request_undecodable", str(error)), told
 
-    def _settle(self, durable: "Future[Receipt]", decoded: Decoded, invalid: str) -> Answer:
+    def _settle(self, durable: "Future[Receipt]", decoded: Decoded, invalid: str, signal: Signal) -> Answer:
         try:
             receipt = durable.result()
         except (Exception, CancelledError) as e:
             return self.retry(e)
         with self._lock:
-            self._counts.add(decoded, receipt, acknowledged=not invalid)
+            self._counts.add(decoded, receipt, signal, acknowledged=not invalid)
             failed_s, self._failed_s = self._failed_s, None
         if failed_s is not None:
             _log.warning("the log makes data durable again")
@@ -436,14 +453,16 @@ class Intake:
 class _Counts:
     requests: int = 0
     spans: int = 0
+    log_records: int = 0
     skipped: int = 0
     records: int = 0
     duplicates: int = 0
     quarantined: int = 0
 
-    def add(self, decoded: Decoded, receipt: Receipt, *, acknowledged: bool) -> None:
+    def add(self, decoded: Decoded, receipt: Receipt, signal: Signal, *, acknowledged: bool) -> None:
         self.requests += acknowledged
-        self.spans += decoded.spans
+        self.spans += decoded.spans if signal == "traces" else 0
+        self.log_records += decoded.spans if signal == "logs" else 0
         self.skipped += decoded.skipped
         self.records += receipt.accepted
         self.duplicates += receipt.duplicates
@@ -458,8 +477,9 @@ def _sendable(text: str) -> str:
 def _quarantined(request: Request, body: bytes, reason: str, detail: str) -> Decoded:
     """A whole request as one quarantine entry; `body` is the request's, decompressed as far as it could be."""
     compressed = f"+{request.compression}" if body is request.body and request.compression else ""
+    of = "request" if request.signal == "traces" else "logs_request"
     entry = Quarantined(
-        reason=reason, detail=_sendable(detail), payload=body, kind=f"otlp.request+{request.encoding}{compressed}"
+        reason=reason, detail=_sendable(detail), payload=body, kind=f"otlp.{of}+{request.encoding}{compressed}"
     )
     return Decoded(records=_no_records(), quarantine=(entry,), spans=0, skipped=0)
 

@@ -135,7 +135,7 @@ class _Export:
         self._intake = intake
         self._settings = settings
         self._signal: Signal = signal
-        self.receiving = beside.receiving if beside else _Receiving(settings.receive_timeout_s)
+        self.receiving: _Receiving = beside.receiving if beside else _Receiving(settings.receive_timeout_s)
         # grpc runs a handler that has this attribute on these threads.
         self.experimental_thread_pool: ThreadPoolExecutor = (
             beside.experimental_thread_pool

@@ -116,9 +116,7 @@ class Decoder:
             raise TooLargeError("decode", "OTLP request", f"its resources take {expanded} bytes in its records")
         if not request.spans:
             return Decoded(empty(), tuple(request.quarantine), len(request.quarantine), 0)
-        spans = Spans(
-            request.spans, runs, memo, request.kind, request.payload, request.notes, open_ended=request.open_ended
-        )
+        spans = Spans(request, runs, memo)
         table = Table(spans, calls, self._exclusion)
         records = table.records()
         resources = [

@@ -7,6 +7,7 @@ import yaml
 from otel_audit import config
 from otel_audit.config import ServerSettings, load
 from otel_audit.errors import ConfigError
+from otel_audit.forwarder import OtlpLogsSettings
 
 WHOLE = """
 receivers:
@@ -37,6 +38,20 @@ log:
   queue_records: 5000
   disk_reserve_mib: 500
   late_after: 2m
+exporters:
+  otlp_logs:
+    endpoint: https://logs.example.com:4318
+    protocol: http/protobuf
+    headers: {Authorization: Bearer abc}
+    timeout: 5s
+    compression: none
+    tls:
+      ca_file: /dev/null
+      cert_file: /dev/null
+      key_file: /dev/null
+      insecure_skip_verify: true
+    batch_records: 500
+    from: now
 exclude_routes: [/healthz, /internal/*]
 """
 
@@ -87,10 +102,23 @@ def test_every_key_of_a_file_arrives(tmp_path: Path) -> None:
     assert (log.dedupe_ids_max, log.queue_records, log.disk_reserve_bytes) == (20_000_000, 5_000, 500 << 20)
     assert log.late_s == 120
     assert settings.decode.exclude_routes == ("/healthz", "/internal/*")
+    assert settings.otlp_logs == OtlpLogsSettings(
+        endpoint="https://logs.example.com:4318",
+        protocol="http/protobuf",
+        headers=(("Authorization", "Bearer abc"),),
+        timeout_s=5,
+        compression="none",
+        ca_file="/dev/null",
+        cert_file="/dev/null",
+        key_file="/dev/null",
+        insecure_skip_verify=True,
+        batch_records=500,
+        start="now",
+    )
 
 
 def flat(tree: object, above: str = "") -> set[str]:
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict) or above in config.setting_keys():  # headers are a value
         return {above}
     return {key for name, below in tree.items() for key in flat(below, f"{above}.{name}".lstrip("."))}
 
@@ -231,3 +259,25 @@ def test_a_tree_has_every_key_that_has_a_value() -> None:
 
     decided_at_start = {"log.disk_reserve_mib"}
     assert keys(config.tree(ServerSettings())) == set(config.setting_keys()) - decided_at_start
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("{from: now}", "not the address of an OTLP endpoint.*set exporters.otlp_logs.endpoint"),
+        ("{endpoint: 'localhost:4317'}", "not the address of an OTLP endpoint"),
+        ("{endpoint: 'http://h:1', tls: {ca_file: /dev/null}}", "tls settings, but no TLS"),
+        ("{endpoint: 'https://h:1', tls: {cert_file: /dev/null}}", "go together"),
+        ("{endpoint: 'https://h:1', tls: {insecure_skip_verify: true}}", "not possible with grpc"),
+        ("{endpoint: 'https://h:1', tls: {ca_file: /no/such}}", "No such file"),
+        ("{endpoint: 'http://h:1', headers: {'a b': c}}", "needs header names"),
+        ("{endpoint: 'http://h:1', protocol: http}", "needs one of grpc, http/protobuf"),
+    ],
+)
+def test_an_exporter_that_cannot_work_is_found_before_the_service_starts(tmp_path: Path, said: str, why: str) -> None:
+    assert re.search(why, fault(tmp_path, f"exporters: {{otlp_logs: {said}}}"))
+
+
+def test_headers_are_not_printed(tmp_path: Path) -> None:
+    printed = config.tree(load(write(tmp_path, WHOLE)))
+    assert printed["exporters"]["otlp_logs"]["headers"] == "[redacted]"

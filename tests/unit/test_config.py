@@ -246,7 +246,9 @@ def test_all_faults_are_found_at_once_with_their_lines(tmp_path: Path) -> None:
 
 def test_what_is_printed_is_a_file_that_says_the_same(tmp_path: Path) -> None:
     settings = load(write(tmp_path, WHOLE))
-    again = load(write(tmp_path, yaml.safe_dump(config.tree(settings))))
+    printed = config.tree(settings)
+    printed["exporters"]["otlp_logs"]["headers"] = {"Authorization": "Bearer abc"}  # a secret, which is not printed
+    again = load(write(tmp_path, yaml.safe_dump(printed)))
     assert again == settings
     assert load(write(tmp_path, yaml.safe_dump(config.tree(ServerSettings())))) == ServerSettings()
 
@@ -258,7 +260,8 @@ def test_a_tree_has_every_key_that_has_a_value() -> None:
         return {k for name, below in node.items() for k in keys(below, f"{above}.{name}" if above else name)}
 
     decided_at_start = {"log.disk_reserve_mib"}
-    assert keys(config.tree(ServerSettings())) == set(config.setting_keys()) - decided_at_start
+    off = {key for key in config.setting_keys() if key.startswith("exporters.otlp_logs.")}
+    assert keys(config.tree(ServerSettings())) == set(config.setting_keys()) - decided_at_start - off
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from otel_audit import _config_values as kinds
 from otel_audit._config_values import Kind
 from otel_audit._senders_file import SENDERS
 from otel_audit.auditlog import LogSettings
+from otel_audit.forwarder import OtlpLogsSettings
 from otel_audit.otlp import DecodeSettings
 from otel_audit.receiver import GrpcSettings, HttpSettings, ReceiverSettings, TlsSettings
 
@@ -30,12 +31,14 @@ class ServerSettings:
         receiver: which protocols, on which addresses, within which limits.
         log: how the log stores.
         decode: what becomes a record.
+        otlp_logs: where records are passed on to as OTLP log records; None: nowhere.
     """
 
     directory: str = DEFAULT_DIRECTORY
     receiver: ReceiverSettings = field(default_factory=ReceiverSettings)
     log: LogSettings = field(default_factory=LogSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
+    otlp_logs: OtlpLogsSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ def _tls(key: str, target: str) -> tuple[Setting, ...]:
 _OTLP: Final = "receivers.otlp"
 _GRPC: Final = f"{_OTLP}.protocols.grpc"
 _HTTP: Final = f"{_OTLP}.protocols.http"
+_LOGS: Final = "exporters.otlp_logs"
 _SETTINGS: Final = (
     Setting(f"{_GRPC}.endpoint", "receiver.grpc.endpoint", kinds.ENDPOINT, "grpc"),
     Setting(f"{_GRPC}.max_recv_msg_size_mib", "receiver.grpc.max_body_bytes", kinds.MEBIBYTES),
@@ -100,6 +104,17 @@ _SETTINGS: Final = (
     Setting("log.queue_records", "log.queue_records", kinds.INTEGER),
     Setting("log.disk_reserve_mib", "log.disk_reserve_bytes", kinds.MEBIBYTES),
     Setting("log.late_after", "log.late_s", kinds.DURATION),
+    Setting(f"{_LOGS}.endpoint", "otlp_logs.endpoint", kinds.TEXT),
+    Setting(f"{_LOGS}.protocol", "otlp_logs.protocol", kinds.choice("grpc", "http/protobuf")),
+    Setting(f"{_LOGS}.headers", "otlp_logs.headers", kinds.HEADERS, secret=True),
+    Setting(f"{_LOGS}.timeout", "otlp_logs.timeout_s", kinds.DURATION),
+    Setting(f"{_LOGS}.compression", "otlp_logs.compression", kinds.choice("gzip", "none")),
+    Setting(f"{_LOGS}.tls.ca_file", "otlp_logs.ca_file", kinds.TEXT),
+    Setting(f"{_LOGS}.tls.cert_file", "otlp_logs.cert_file", kinds.TEXT),
+    Setting(f"{_LOGS}.tls.key_file", "otlp_logs.key_file", kinds.TEXT),
+    Setting(f"{_LOGS}.tls.insecure_skip_verify", "otlp_logs.insecure_skip_verify", kinds.BOOLEAN),
+    Setting(f"{_LOGS}.batch_records", "otlp_logs.batch_records", kinds.INTEGER),
+    Setting(f"{_LOGS}.from", "otlp_logs.start", kinds.choice("beginning", "now")),
     Setting("exclude_routes", "decode.exclude_routes", kinds.TEXTS),
 )
 
@@ -109,5 +124,10 @@ SECTIONS: Final = {key.rsplit(".", n)[0] for key in BY_KEY for n in range(1, key
 
 PROTOCOLS: Final = {"grpc": _GRPC, "http": _HTTP}
 """Sections that switch something on by being there: once one of them is, those that are not are off, as in a Collector."""
-OPTIONAL: Final[Mapping[str, Callable[[], object]]] = {"grpc": GrpcSettings, "http": HttpSettings, "tls": TlsSettings}
+OPTIONAL: Final[Mapping[str, Callable[[], object]]] = {
+    "grpc": GrpcSettings,
+    "http": HttpSettings,
+    "tls": TlsSettings,
+    "otlp_logs": OtlpLogsSettings,
+}
 """What stands in a field that may be None, once one of its settings is given."""

@@ -17,6 +17,7 @@ __all__ = [
     "BYTES",
     "DURATION",
     "ENDPOINT",
+    "HEADERS",
     "INTEGER",
     "MEBIBYTES",
     "TEXT",
@@ -111,7 +112,21 @@ def _texts(node: Node) -> tuple[str, ...]:
     return tuple(_text(item) for item in node.items)
 
 
+_HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+def _headers(node: Node) -> tuple[tuple[str, str], ...]:
+    """Header fields, name to value."""
+    if not isinstance(node.value, dict):
+        raise UnfitError("needs names and values of headers", node)
+    for name, value in node.mapping.items():
+        if not _HEADER.fullmatch(name) or not _text(value).isprintable():
+            raise UnfitError("needs header names, and values that can be printed", value)
+    return tuple((name, _text(value)) for name, value in node.mapping.items())
+
+
 TEXT: Final = Kind(_text)
+HEADERS: Final = Kind(_headers, dict)
 BOOLEAN: Final = Kind(_boolean)
 INTEGER: Final = Kind(_integer)
 BYTES: Final = INTEGER

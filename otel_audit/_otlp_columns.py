@@ -325,7 +325,8 @@ class Table:
             detail = f"the start time, {start} ns, is past the year 2262"
             self._dropped.setdefault(row, ("time_out_of_range", detail))
         elif end == 0:
-            self._note(row).note("end_missing", lossy=False)
+            if not self._spans.open_ended:
+                self._note(row).note("end_missing", lossy=False)
         elif end < start:
             self._note(row).note("end_before_start", lossy=False)
         else:

@@ -16,17 +16,15 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from otel_audit import _otlp_schema as wire
 from otel_audit._otlp_request import Part, Request, check_count
 from otel_audit.errors import DecodeError
 from otel_audit.record import Quarantined
 
-__all__ = ["split"]
+__all__ = ["LOGS", "TRACES", "Signal", "split"]
 
-SPAN: Final = "otlp.span+json"
-REQUEST: Final = "otlp.request+json"
 _DEPTH_MAX: Final = 20
 """Levels of lists and maps that are passed on: more than a record keeps, so that what is cut here was never seen."""
 _UNDECODABLE: Final = b"\xff"  # as an attribute
@@ -233,6 +231,35 @@ def _span(value: Any) -> bytes:
     )
 
 
+def _log_record(value: Any) -> bytes:
+    """A log record's protobuf bytes, of the fields that records are made of."""
+    record = _object(value, "log record")
+    event_name, body = _member(record, "eventName"), _member(record, "body")
+    return b"".join(
+        (
+            b"\x09" + _time(_member(record, "timeUnixNano"), "timeUnixNano"),
+            b"" if body is None else wire.field(5, _body(body)),
+            *_attributes(_member(record, "attributes"), 6),
+            _wrong_id_shown(9, _member(record, "traceId")),
+            _wrong_id_shown(10, _member(record, "spanId")),
+            b"\x59" + _time(_member(record, "observedTimeUnixNano"), "observedTimeUnixNano"),
+            b"" if event_name is None else wire.field(12, _text(event_name, "eventName")),
+        )
+    )
+
+
+def _body(value: Any) -> bytes:
+    try:
+        return _any_value(value, 0)
+    except _WrongTypeError:
+        return _UNDECODABLE
+
+
+def _wrong_id_shown(number: int, value: Any) -> bytes:
+    """An id; what is there and is none becomes a byte that is none either, so that the record says so."""
+    return wire.field(number, _id(value) or b"?") if value else b""
+
+
 def _resource(value: Any) -> bytes:
     """A resource's protobuf bytes; bytes that are none when it is not a resource."""
     try:
@@ -250,25 +277,57 @@ _BAD: Final = object()
 """A value that is JSON as far as its brackets go, but too deep or with a number too long to be read."""
 
 
+class Signal(NamedTuple):
+    """What differs between requests of traces and of logs.
+
+    Args:
+        resources, scopes, items: names of the lists, outermost first.
+        encode: one item as protobuf; raises `_WrongTypeError`.
+        item: what one item is called; also begins the reason of a quarantine entry.
+        kind: of an item in quarantine; request: of a part of a request there.
+    """
+
+    resources: str
+    scopes: str
+    items: str
+    encode: Callable[[Any], bytes]
+    item: str
+    kind: str
+    request: str
+
+
+TRACES: Final = Signal("resourceSpans", "scopeSpans", "spans", _span, "span", "otlp.span+json", "otlp.request+json")
+LOGS: Final = Signal(
+    "resourceLogs",
+    "scopeLogs",
+    "logRecords",
+    _log_record,
+    "log_record",
+    "otlp.log_record+json",
+    "otlp.logs_request+json",
+)
+
+
 class _Reader:
     """Reads one request, spans one at a time, so that one that cannot be read does not stop the others.
 
     What is repeated in protobuf and occurs twice in JSON counts twice.
     """
 
-    def __init__(self, text: str, spans_max: int) -> None:
-        self._text, self._spans_max = text, spans_max
+    def __init__(self, text: str, spans_max: int, signal: Signal) -> None:
+        self._text, self._spans_max, self._signal = text, spans_max, signal
         self._scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
         self._where: list[tuple[int, int]] = []  # of each span in `request`
-        self.request = Request(kind=SPAN, payload=lambda index: self._raw(*self._where[index]))
+        self.request = Request(kind=signal.kind, payload=lambda index: self._raw(*self._where[index]))
 
     def read(self) -> Request:
         """The request; raises `DecodeError`."""
         known: list[str] = []
+        resources = self._signal.resources
 
         def field(key: str, at: int) -> int:
             known.append(key)
-            if key in ("resourceSpans", "resource_spans"):
+            if key in (resources, _snake(resources)):
                 return self._array(at, self._resource_spans) or self._not_otlp(f"{key} is not an array")
             return self._value(at)[1]
 
@@ -276,8 +335,8 @@ class _Reader:
         end = self._members(at, field) or self._not_otlp("it is not an object")
         if self._skip(end) != len(self._text):
             self._not_otlp(f"it goes on after its end, at character {end}")
-        if known and not {"resourceSpans", "resource_spans"}.intersection(known):
-            self._not_otlp("it holds no resourceSpans")
+        if known and not {resources, _snake(resources)}.intersection(known):
+            self._not_otlp(f"it holds no {resources}")
         return self.request
 
     def _not_otlp(self, reason: str) -> int:
@@ -346,22 +405,26 @@ class _Reader:
             at = self._skip(at + 1)
 
     # --- OTLP, level by level
-    def _refuse(self, at: int, around: str) -> int:
-        """Put a part of the request that is not what its place asks for into quarantine."""
+    def _refuse(self, at: int, *above: str) -> int:
+        """Put a part of the request that is not what its place asks for into quarantine, in the lists above it."""
         _, end = self._value(at)
-        payload = (around % "\0").encode().replace(b"\0", self._raw(at, end))
-        detail = "a part of the request that should hold spans is not of the right type"
-        self.request.quarantine.append(Quarantined("spans_undecodable", detail, payload, REQUEST))
+        payload = self._raw(at, end)
+        for name in reversed(above):
+            payload = b'{"%s":%s}' % (name.strip("[]").encode(), b"[%s]" % payload if name.endswith("[]") else payload)
+        signal = self._signal
+        detail = f"a part of the request that should hold {signal.items} is not of the right type"
+        self.request.quarantine.append(Quarantined(f"{signal.item}s_undecodable", detail, payload, signal.request))
         return end
 
     def _resource_spans(self, at: int) -> int:
         before = len(self.request.spans)
         resource = (0, 0)
+        resources, scopes = self._signal.resources, self._signal.scopes
 
         def field(key: str, at: int) -> int:
             nonlocal resource
-            if key in ("scopeSpans", "scope_spans"):
-                return self._array(at, self._scope_spans) or self._refuse(at, '{"resourceSpans":[{"scopeSpans":%s}]}')
+            if key in (scopes, _snake(scopes)):
+                return self._array(at, self._scope_spans) or self._refuse(at, f"{resources}[]", scopes)
             _, end = self._value(at)
             if key == "resource":
                 resource = (at, end)
@@ -369,7 +432,7 @@ class _Reader:
 
         end = self._members(at, field)
         if not end:
-            return self._refuse(at, '{"resourceSpans":[%s]}')
+            return self._refuse(at, f"{resources}[]")
         if len(self.request.spans) > before:
             self.request.parts.append(self._part(resource, len(self.request.spans) - before))
         return end
@@ -377,31 +440,38 @@ class _Reader:
     def _part(self, resource: tuple[int, int], spans: int) -> Part:
         start, end = resource
         encoded = _resource(self._value(start)[0]) if end else b""
-        return Part(encoded, spans, lambda: b'{"resourceSpans":[{"resource":%s}]}' % self._raw(start, end), REQUEST)
+        around = b'{"%s":[{"resource":' % self._signal.resources.encode() + b"%s}]}"
+        return Part(encoded, spans, lambda: around % self._raw(start, end), self._signal.request)
 
     def _scope_spans(self, at: int) -> int:
+        resources, scopes, items = self._signal.resources, self._signal.scopes, self._signal.items
+
         def field(key: str, at: int) -> int:
-            if key == "spans":
-                around = '{"resourceSpans":[{"scopeSpans":[{"spans":%s}]}]}'
-                return self._array(at, self._span) or self._refuse(at, around)
+            if key in (items, _snake(items)):
+                return self._array(at, self._span) or self._refuse(at, f"{resources}[]", f"{scopes}[]", items)
             return self._value(at)[1]
 
-        return self._members(at, field) or self._refuse(at, '{"resourceSpans":[{"scopeSpans":[%s]}]}')
+        return self._members(at, field) or self._refuse(at, f"{resources}[]", f"{scopes}[]")
 
     def _span(self, at: int) -> int:
         value, end = self._value(at)
         try:
             if value is _BAD:
                 raise _WrongTypeError("it is nested too deep, or holds a number of too many digits")  # noqa: TRY301
-            self.request.spans.append(_span(value))
+            self.request.spans.append(self._signal.encode(value))
             self._where.append((at, end))
         except _WrongTypeError as e:
-            detail = f"the span is not an OTLP span: {e}"
-            self.request.quarantine.append(Quarantined("span_undecodable", detail, self._raw(at, end), SPAN))
+            item = self._signal.item
+            detail = f"the {item} is not an OTLP {item}: {e}"
+            kept = Quarantined(f"{item}_undecodable", detail, self._raw(at, end), self._signal.kind)
+            self.request.quarantine.append(kept)
         check_count(len(self.request.spans) + len(self.request.quarantine), self._spans_max)
         return end
 
 
-def split(body: bytes, spans_max: int) -> Request:
-    """The spans of an OTLP/JSON request, as protobuf; raises `DecodeError` and `TooLargeError`."""
-    return _Reader(body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"), spans_max).read()
+def split(body: bytes, spans_max: int, signal: Signal = TRACES) -> Request:
+    """The spans, or what else `signal` says, of an OTLP/JSON request, as protobuf.
+
+    Raises `DecodeError` and `TooLargeError`.
+    """
+    return _Reader(body.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"), spans_max, signal).read()

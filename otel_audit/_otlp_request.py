@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Final
 
 from otel_audit import _otlp_schema as wire
+from otel_audit._otlp_attributes import Notes
 from otel_audit.errors import DecodeError, TooLargeError
 from otel_audit.record import Quarantined
 
@@ -53,6 +54,8 @@ class Request:
         quarantine: what could not be split; each entry counts as one span.
         kind: what `payload` gives: a span as it was received, by its index in `spans`.
         payload: see `kind`.
+        notes: what is to be said about spans already, by index.
+        open_ended: whether a span may have no end.
     """
 
     spans: list[bytes] = field(default_factory=list)
@@ -60,6 +63,8 @@ class Request:
     quarantine: list[Quarantined] = field(default_factory=list)
     kind: str = SPAN
     payload: Callable[[int], bytes] = bytes
+    notes: dict[int, Notes] = field(default_factory=dict)
+    open_ended: bool = False
 
     def add_part(self, resource: bytes, before: int) -> None:
         """Make the spans since there were `before` a part, if there are any."""
@@ -67,8 +72,14 @@ class Request:
             self.parts.append(Part(resource, len(self.spans) - before, lambda: wire.field(1, wire.field(1, resource))))
 
 
-def split(body: bytes, spans_max: int) -> Request:
-    """The spans of an encoded `ExportTraceServiceRequest`; raises `DecodeError` and `TooLargeError`."""
+def split(body: bytes, spans_max: int, holds: str = "resource_spans") -> Request:
+    """The spans of an encoded `ExportTraceServiceRequest`; raises `DecodeError` and `TooLargeError`.
+
+    Args:
+        body: the request; one of logs has its log records at the same places.
+        spans_max: most that it may hold.
+        holds: what it should hold, for the error.
+    """
     if len(body) >= _COUNT_FIRST_BYTES:
         check_count(sum(1 for _ in islice(_tags(body), 3 * spans_max + 1)), 3 * spans_max)
     try:
@@ -84,7 +95,7 @@ def split(body: bytes, spans_max: int) -> Request:
                 request.spans += scope_spans.spans[:]
             request.add_part(b"".join(resource_spans.resource), before)
         if body and not message.resource_spans:
-            raise DecodeError("decode", "OTLP request", "it holds no resource_spans")
+            raise DecodeError("decode", "OTLP request", f"it holds no {holds}")
     check_count(len(request.spans), spans_max)
     request.payload = request.spans.__getitem__
     return request

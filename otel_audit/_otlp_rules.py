@@ -13,7 +13,18 @@ from urllib.parse import unquote
 
 from otel_audit.record import OUTCOMES, Outcome, outcome_of
 
-__all__ = ["Call", "Calls", "Exclusion", "Said", "address", "call_of", "path_of_target", "path_of_url", "rpc_status"]
+__all__ = [
+    "RPC_CODES",
+    "Call",
+    "Calls",
+    "Exclusion",
+    "Said",
+    "address",
+    "call_of",
+    "path_of_target",
+    "path_of_url",
+    "rpc_status",
+]
 
 # --- paths and addresses ------------------------------------------------------------------------------------------------
 _PATH_END: Final = re.compile(r"[?#]")
@@ -60,12 +71,12 @@ def address(text: str) -> str:
 
 
 # --- status -------------------------------------------------------------------------------------------------------------
-_RPC_CODES: Final = (
+RPC_CODES: Final = (
     "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
     "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
     "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
 )  # fmt: skip
-_RPC_STATUS: Final = {name: code for code, name in enumerate(_RPC_CODES)} | {"CANCELED": 1}
+_RPC_STATUS: Final = {name: code for code, name in enumerate(RPC_CODES)} | {"CANCELED": 1}
 
 
 def rpc_status(text: str) -> int | None:

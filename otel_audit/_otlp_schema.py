@@ -7,7 +7,7 @@ Three things differ from the published `.proto` files, and none of them on the w
 - strings are `bytes`: invalid UTF-8 cannot fail the parse;
 - fields nobody reads are declared as plain bytes, which is cheaper than leaving them unknown.
 
-Source: opentelemetry-proto 1.x, `trace/v1/trace.proto`, `common/v1/common.proto`; protobuf encoding specification.
+Source: opentelemetry-proto 1.x, `trace/v1/trace.proto`, `logs/v1/logs.proto`, `common/v1/common.proto`; protobuf encoding specification.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,6 +27,7 @@ __all__ = [
     "parse_events",
     "parse_key_value",
     "parse_kvlist",
+    "parse_log_record",
     "parse_many_spans",
     "parse_request",
     "parse_resource",
@@ -94,6 +95,18 @@ _MESSAGES: Final[dict[str, tuple[_F, ...]]] = {
     ),
     "ArrayValue": (_F("values", 1, _BYTES, repeated=True),),
     "KeyValueList": (_F("values", 1, _BYTES, repeated=True),),
+    "LogRecord": (
+        _F("time", 1, _FIXED64),
+        _F("severity_number", 2, _INT32),
+        _F("severity_text", 3, _BYTES),
+        _F("body", 5, _BYTES),
+        _F("attributes", 6, _BYTES, repeated=True),
+        _F("flags", 8, _Field.TYPE_FIXED32),
+        _F("trace_id", 9, _BYTES),
+        _F("span_id", 10, _BYTES),
+        _F("observed", 11, _FIXED64),
+        _F("event_name", 12, _BYTES),
+    ),
 }
 _PACKAGE: Final = "otel_audit.otlp"
 
@@ -136,6 +149,7 @@ parse_key_value: Final = _parser("KeyValue")
 parse_any_value: Final = _parser("AnyValue")
 parse_array: Final = _parser("ArrayValue")
 parse_kvlist: Final = _parser("KeyValueList")
+parse_log_record: Final = _parser("LogRecord")
 
 
 # --- the wire, by hand: where a parser would refuse the whole, and for the OTLP/JSON way in ----------------------------

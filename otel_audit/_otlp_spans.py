@@ -7,7 +7,7 @@ check that they met it; a chunk that differs is read span by span instead, with 
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate, compress
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from otel_audit import _otlp_schema as wire
 from otel_audit import names
 from otel_audit._otlp_attributes import FIELDS, MARK, Extra, Memo, Notes, Slot, fragment, read
+from otel_audit._otlp_request import Request
 from otel_audit.record import Quarantined
 
 __all__ = ["Resource", "Spans", "resource_of"]
@@ -216,33 +217,25 @@ class Spans:
     finds otherwise, and `heads` and `columns` have one value for each of these.
 
     Args:
-        raws: every span of the request, encoded; at least one.
-        runs: the resources in order, each with its number of spans.
+        request: has at least one span.
+        runs: its resources in order, each with its number of spans.
         memo: what is remembered of attributes.
-        kind: what `payload` gives, for `Quarantined.kind`.
-        payload: the span as it was received, by its index.
     """
 
-    def __init__(
-        self,
-        raws: Sequence[bytes],
-        runs: Sequence[tuple[Resource, int]],
-        memo: Memo,
-        kind: str,
-        payload: Callable[[int], bytes],
-    ) -> None:
-        self.runs, self._memo, self._kind, self._payload = runs, memo, kind, payload
+    def __init__(self, request: Request, runs: Sequence[tuple[Resource, int]], memo: Memo) -> None:
+        raws = request.spans
+        self.runs, self._memo, self._kind, self._payload = runs, memo, request.kind, request.payload
         self._run_ends = list(accumulate(count for _, count in runs))
         self.quarantine: list[Quarantined] = []
         self.skipped = 0
-        self.notes: dict[int, Notes] = {}  # by index
+        self.notes, self.open_ended = request.notes, request.open_ended
         self.members: dict[int, dict[str, str]] = {}  # by index: developer attributes
         self._refused: set[int] = set()
         self._cut: set[int] = set()
         n = len(raws)
         self.columns: list[Any] = []  # by slot: a list, or None if no span fills it
         self.columns.extend(_Absent(self.columns, slot, n) for slot in range(Slot.COUNT))
-        self.raws = raws
+        self.raws: Sequence[bytes] = raws
         sizes = np.fromiter(map(len, raws), np.int64, n)
         if sizes.max() >= HUGE_BYTES:
             self.raws = [self._shrink(i, raw) for i, raw in enumerate(raws)]

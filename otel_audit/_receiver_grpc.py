@@ -1,4 +1,4 @@
-"""OTLP over gRPC: TraceService/Export on raw bytes, and the standard health service.
+"""OTLP over gRPC: Export of traces and of logs on raw bytes, and the standard health service.
 
 Export is registered as a method that takes a stream and gives one message, which on the wire is what a unary call is. The
 handler so decides when the message is read: not while the server is stopping, not for ever from a sender that does not
@@ -12,7 +12,7 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,18 +23,20 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from otel_audit._receiver_answer import Answer, TurnedAwayError, Verdict
 from otel_audit._receiver_bind import bind, join_address, listen
 from otel_audit._receiver_gate import Credentials, Gate
-from otel_audit._receiver_intake import Compression, Intake, Request
+from otel_audit._receiver_intake import Compression, Intake, Request, Signal
 from otel_audit._receiver_status import retry_info, status_of
 from otel_audit._receiver_tls import TlsSettings, grpc_credentials, watch
 from otel_audit.errors import UnavailableError
 
-__all__ = ["METHOD", "SERVICE", "GrpcServer", "GrpcSettings"]
+__all__ = ["SERVICES", "GrpcServer", "GrpcSettings"]
 
-SERVICE: Final = "opentelemetry.proto.collector.trace.v1.TraceService"
-METHOD: Final = f"/{SERVICE}/Export"
+SERVICES: Final[Mapping[Signal, str]] = {
+    "traces": "opentelemetry.proto.collector.trace.v1.TraceService",
+    "logs": "opentelemetry.proto.collector.logs.v1.LogsService",
+}
 
 _log = logging.getLogger("otel_audit.receiver")
-_RESPONSE: Final = b""  # an ExportTraceServiceResponse without partial_success
+_RESPONSE: Final = b""  # an Export…ServiceResponse without partial_success
 _IDENTITY_DEFLATE_GZIP: Final = 0b111
 _TICK_S: Final = 0.25
 _HANDSHAKE_MS: Final = 10_000
@@ -127,15 +129,35 @@ class _Receiving:
 
 
 class _Export:
-    """The handler of TraceService/Export, run by its own threads so that health is answered whatever the disk does."""
+    """The handler of Export, run by threads of its own so that health is answered whatever the disk does.
 
-    def __init__(self, intake: Intake, gate: Gate, settings: GrpcSettings) -> None:
+    Args:
+        intake: where requests go.
+        gate: who may send them.
+        settings: limits.
+        signal: what the requests hold.
+        beside: another signal's handler, to share its threads.
+    """
+
+    def __init__(
+        self,
+        intake: Intake,
+        gate: Gate,
+        settings: GrpcSettings,
+        signal: Signal = "traces",
+        beside: "_Export | None" = None,
+    ) -> None:
         self._intake = intake
         self._gate = gate
         self._settings = settings
-        self.receiving = _Receiving(settings.receive_timeout_s)
+        self._signal: Signal = signal
+        self.receiving: _Receiving = beside.receiving if beside else _Receiving(settings.receive_timeout_s)
         # grpc runs a handler that has this attribute on these threads.
-        self.experimental_thread_pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="otlp-grpc")
+        self.experimental_thread_pool: ThreadPoolExecutor = (
+            beside.experimental_thread_pool
+            if beside
+            else ThreadPoolExecutor(settings.workers, thread_name_prefix="otlp-grpc")
+        )
 
     def __call__(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         try:
@@ -145,7 +167,7 @@ class _Export:
                 body = self._receive(messages, context)
                 permit.grow(len(body))
                 limit = visit.limit_bytes(self._settings.max_body_bytes)
-                request = Request(body, "protobuf", _compression_of(body), limit, visit)
+                request = Request(body, "protobuf", _compression_of(body), limit, visit, self._signal)
                 answer = self._wait(self._intake.offer(request, permit), context)
         except TurnedAwayError as e:
             answer = self._intake.turn_away(e)
@@ -200,11 +222,14 @@ def _credentials_of(context: grpc.ServicerContext) -> Credentials:
 
 
 class _Service(grpc.GenericRpcHandler):
-    def __init__(self, export: _Export) -> None:
-        self._handler: Any = grpc.stream_unary_rpc_method_handler(export)
+    def __init__(self, exports: Mapping[Signal, _Export]) -> None:
+        self._handlers: dict[str, Any] = {
+            f"/{SERVICES[signal]}/Export": grpc.stream_unary_rpc_method_handler(export)
+            for signal, export in exports.items()
+        }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        return self._handler if handler_call_details.method == METHOD else None
+        return self._handlers.get(handler_call_details.method)
 
 
 class GrpcServer:
@@ -223,8 +248,12 @@ class GrpcServer:
         self.certificates = watch("grpc", settings.tls) if settings.tls else None
         """Whoever polls them keeps them up to date."""
         self._export = _Export(intake, gate, settings)
+        exports: dict[Signal, _Export] = {
+            "traces": self._export,
+            "logs": _Export(intake, gate, settings, "logs", self._export),
+        }
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="grpc")
-        self._server = grpc.server(self._pool, handlers=[_Service(self._export)], options=_options(settings))
+        self._server = grpc.server(self._pool, handlers=[_Service(exports)], options=_options(settings))
         # `maximum_concurrent_rpcs` stays unset: its RESOURCE_EXHAUSTED without RetryInfo makes a Collector drop the data.
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -274,7 +303,7 @@ class GrpcServer:
 
     def _set_health(self, *, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", SERVICE):
+        for name in ("", *SERVICES.values()):
             self._health.set(name, status)
 
 

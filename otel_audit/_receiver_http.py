@@ -1,4 +1,4 @@
-"""OTLP over HTTP/1.1: POST /v1/traces in protobuf or JSON, and GET /livez and /readyz.
+"""OTLP over HTTP/1.1: POST /v1/traces and /v1/logs in protobuf or JSON, and GET /livez and /readyz.
 
 The event loop only moves bytes; decompressing and decoding run on a few threads.
 
@@ -30,14 +30,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from otel_audit._receiver_answer import Answer, TurnedAwayError, Verdict
 from otel_audit._receiver_bind import bind, join_address, listen
 from otel_audit._receiver_gate import Credentials, Gate
-from otel_audit._receiver_intake import Compression, Encoding, Intake, Permit, Request
+from otel_audit._receiver_intake import Compression, Encoding, Intake, Permit, Request, Signal
 from otel_audit._receiver_status import status_of
 from otel_audit._receiver_tls import TlsSettings, certificate_names, http_context, watch
 from otel_audit.errors import UnavailableError
 
-__all__ = ["PATH", "HttpServer", "HttpSettings"]
+__all__ = ["PATHS", "HttpServer", "HttpSettings"]
 
-PATH: Final = "/v1/traces"
+PATHS: Final[Mapping[str, Signal]] = {"/v1/traces": "traces", "/v1/logs": "logs"}
 
 _log = logging.getLogger("otel_audit.receiver")
 _ENCODINGS: Final[Mapping[str, Encoding]] = {"application/x-protobuf": "protobuf", "application/json": "json"}
@@ -127,7 +127,7 @@ class _App:
         self._settings = settings
         self.pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="otlp-http")
         routes = [
-            Route(PATH, self._traces, methods=["POST"]),
+            *(Route(path, self._export, methods=["POST"]) for path in PATHS),
             Route("/livez", self._live, methods=["GET"]),
             Route("/readyz", self._ready, methods=["GET"]),
         ]
@@ -143,10 +143,10 @@ class _App:
 
     async def _http_error(self, _: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        answer = Answer(Verdict.INVALID, f"{error.detail}; send OTLP traces by POST to {PATH}")
+        answer = Answer(Verdict.INVALID, f"{error.detail}; send OTLP by POST to {' or '.join(PATHS)}")
         return self._respond(error.status_code, "json", answer, error.headers)
 
-    async def _traces(self, http: HttpRequest) -> Response:
+    async def _export(self, http: HttpRequest) -> Response:
         body = _Body(http)
         encoding: Encoding = "json"  # also that of an answer to a request of an unknown kind
         bounds, headers = (self._settings.max_body_bytes, self._settings.receive_timeout_s), dict[str, str]()
@@ -157,7 +157,8 @@ class _App:
             compression = _compression_of(http)
             with self._intake.admit() as permit:
                 limit = visit.limit_bytes(self._settings.max_body_bytes)
-                request = Request(await self._read(http, body, permit, limit), encoding, compression, limit, visit)
+                data = await self._read(http, body, permit, limit)
+                request = Request(data, encoding, compression, limit, visit, PATHS[http.scope["path"]])
                 answer = await self._answer(request, permit)
             code = _CODES.get(answer.verdict, 200)
         except TurnedAwayError as e:
@@ -213,7 +214,7 @@ class _App:
     def _respond(
         self, code: int, encoding: Encoding, answer: Answer, headers: Mapping[str, str] | None = None
     ) -> Response:
-        """An ExportTraceServiceResponse or a google.rpc.Status, written as the request was."""
+        """An Export…ServiceResponse or a google.rpc.Status, written as the request was."""
         if answer.verdict is Verdict.ACCEPTED:
             content = _RESPONSES[encoding]
         else:

@@ -35,6 +35,7 @@ __all__ = [
     "Permit",
     "ReceiverStats",
     "Request",
+    "Signal",
     "Sink",
     "Verdict",
     "inflate",
@@ -42,6 +43,7 @@ __all__ = [
 
 Encoding = Literal["protobuf", "json"]
 Compression = Literal["", "gzip", "zlib"]
+Signal = Literal["traces", "logs"]
 
 _log = logging.getLogger("otel_audit.receiver")
 _BLOCK_BYTES: Final = 1 << 20
@@ -71,6 +73,12 @@ class Decodes(Protocol):
     def decode_json(self, body: bytes, /) -> Decoded:
         """Records of an OTLP/JSON body; raises `DecodeError`."""
 
+    def decode_logs(self, body: bytes, /) -> Decoded:
+        """Records of a protobuf body of logs; raises `DecodeError`."""
+
+    def decode_logs_json(self, body: bytes, /) -> Decoded:
+        """Records of an OTLP/JSON body of logs; raises `DecodeError`."""
+
 
 @dataclass(frozen=True, slots=True)
 class IntakeSettings:
@@ -93,7 +101,7 @@ class ReceiverStats:
 
     Args:
         requests: requests whose data is durable and acknowledged, or would be had the sender waited.
-        spans: spans in those requests, of which `skipped` are not audit records.
+        spans, log_records: what was in those requests, of which `skipped` are not audit records.
         records: new records in the log; `duplicates` were there before.
         quarantined: entries kept in quarantine.
         not_allowed: records kept in quarantine because their sender may not speak for their service or source.
@@ -106,6 +114,7 @@ class ReceiverStats:
 
     requests: int = 0
     spans: int = 0
+    log_records: int = 0
     skipped: int = 0
     records: int = 0
     duplicates: int = 0
@@ -130,6 +139,7 @@ class Request:
         compression: gzip (RFC 1952, any number of members), zlib (RFC 1950), or none.
         limit_bytes: the most it may be, as it came and once decompressed.
         visit: whose it is.
+        signal: what the bytes hold.
     """
 
     body: bytes
@@ -137,6 +147,7 @@ class Request:
     compression: Compression = ""
     limit_bytes: int = 64 << 20
     visit: Visit = field(default_factory=Visit)
+    signal: Signal = "traces"
 
 
 def inflate(data: bytes, compression: Literal["gzip", "zlib"], limit_bytes: int, grow: Callable[[int], None]) -> bytes:
@@ -321,8 +332,10 @@ class Intake:
             request.visit.give_back()
             answer.set_result(self.retry(e))
         else:
-            visit = request.visit  # and not all of the request
-            durable.add_done_callback(lambda done: answer.set_result(self._settle(done, decoded, invalid, visit)))
+            visit, signal = request.visit, request.signal  # and not all of the request
+            durable.add_done_callback(
+                lambda done: answer.set_result(self._settle(done, decoded, invalid, visit, signal))
+            )
         return answer
 
     def _checked(self, request: Request, body: bytes, decoded: Decoded, invalid: str) -> tuple[Decoded, str]:
@@ -345,8 +358,7 @@ class Intake:
             return self._not_otlp(request, body, e)
         try:
             with self._decoding_large if len(body) > _LARGE_BYTES else self._decoding_small:
-                decode = self._decoder.decode if request.encoding == "protobuf" else self._decoder.decode_json
-                return body, decode(body), ""
+                return body, self._decoded(request, body), ""
         except MemoryError:
             raise
         except DecodeError as e:
@@ -356,19 +368,27 @@ class Intake:
             _log.exception("decode request of %d bytes: unexpected error; kept in quarantine, acknowledged", len(body))
             return body, _quarantined(request, body, "internal_error", f"{type(e).__name__}: {e}"), ""
 
+    def _decoded(self, request: Request, body: bytes) -> Decoded:
+        protobuf = request.encoding == "protobuf"
+        if request.signal == "logs":
+            return self._decoder.decode_logs(body) if protobuf else self._decoder.decode_logs_json(body)
+        return self._decoder.decode(body) if protobuf else self._decoder.decode_json(body)
+
     @staticmethod
     def _not_otlp(request: Request, body: bytes, error: DecodeError) -> tuple[bytes, Decoded, str]:
         told = f"{_sendable(str(error))[:_MESSAGE_CHARS]}; it was kept in quarantine, sending it again will not help"
         return body, _quarantined(request, body, "request_undecodable", str(error)), told
 
-    def _settle(self, durable: "Future[Receipt]", decoded: Decoded, invalid: str, visit: Visit) -> Answer:
+    def _settle(
+        self, durable: "Future[Receipt]", decoded: Decoded, invalid: str, visit: Visit, signal: Signal
+    ) -> Answer:
         try:
             receipt = durable.result()
         except (Exception, CancelledError) as e:
             visit.give_back()
             return self.retry(e)
         with self._lock:
-            self._counts.add(decoded, receipt, acknowledged=not invalid)
+            self._counts.add(decoded, receipt, signal, acknowledged=not invalid)
             self._counts.not_allowed += visit.not_allowed
             failed_s, self._failed_s = self._failed_s, None
         if failed_s is not None:
@@ -455,15 +475,17 @@ class Intake:
 class _Counts:
     requests: int = 0
     spans: int = 0
+    log_records: int = 0
     skipped: int = 0
     records: int = 0
     duplicates: int = 0
     quarantined: int = 0
     not_allowed: int = 0
 
-    def add(self, decoded: Decoded, receipt: Receipt, *, acknowledged: bool) -> None:
+    def add(self, decoded: Decoded, receipt: Receipt, signal: Signal, *, acknowledged: bool) -> None:
         self.requests += acknowledged
-        self.spans += decoded.spans
+        self.spans += decoded.spans if signal == "traces" else 0
+        self.log_records += decoded.spans if signal == "logs" else 0
         self.skipped += decoded.skipped
         self.records += receipt.accepted
         self.duplicates += receipt.duplicates
@@ -478,8 +500,9 @@ def _sendable(text: str) -> str:
 def _quarantined(request: Request, body: bytes, reason: str, detail: str) -> Decoded:
     """A whole request as one quarantine entry; `body` is the request's, decompressed as far as it could be."""
     compressed = f"+{request.compression}" if body is request.body and request.compression else ""
+    of = "request" if request.signal == "traces" else "logs_request"
     entry = Quarantined(
-        reason=reason, detail=_sendable(detail), payload=body, kind=f"otlp.request+{request.encoding}{compressed}"
+        reason=reason, detail=_sendable(detail), payload=body, kind=f"otlp.{of}+{request.encoding}{compressed}"
     )
     return Decoded(records=_no_records(), quarantine=(entry,), spans=0, skipped=0)
 

@@ -23,12 +23,14 @@ from otel_audit._config_settings import (
 from otel_audit._config_values import UnfitError
 from otel_audit._yaml_file import Node, load_yaml
 from otel_audit.errors import ConfigError
+from otel_audit.forwarder import OtlpLogsSettings
 
 __all__ = ["ServerSettings", "load", "problems", "setting_keys", "tree"]
 
 _OPERATION: Final = "read configuration"
 _COMMAND_LINE: Final = "command line"
 _HIDDEN: Final = "[redacted]"
+_LAST_LINE: Final = 1 << 31
 
 
 def setting_keys() -> tuple[str, ...]:
@@ -120,7 +122,18 @@ class _Loading:
                     settings = self._apply(settings, entry)
         for key, node in self._said.items():
             settings = self._apply(settings, _Entry(key, node, _COMMAND_LINE))
+        if settings.otlp_logs is not None:
+            self._check(settings.otlp_logs, path)
         return settings
+
+    def _check(self, exporter: OtlpLogsSettings, path: str | os.PathLike[str] | None) -> None:
+        """What can be said of an exporter only once all of its settings are read."""
+        try:
+            exporter.check()
+        except ConfigError as e:
+            self._problems.append(
+                (_LAST_LINE, ConfigError(_OPERATION, f"{path}, exporters.otlp_logs", e.reason, e.hint))
+            )
 
     def _flat(self, node: Node, above: str = "") -> Iterator[_Entry]:
         """Sections and settings of a file by their full keys."""

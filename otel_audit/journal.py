@@ -368,8 +368,12 @@ class JournalTail:
         self.scan: Scan | None = None
         self._schema: pa.Schema | None = None
 
-    def refresh(self) -> "JournalTail":
+    def refresh(self, last_seq: int | None = None) -> "JournalTail":
         """Read what has come since the last look.
+
+        Args:
+            last_seq: leave frames that begin after this record for the next look: the writer may not have synced them
+                yet, and one whose sync fails is cut off again. None: read all.
 
         Raises:
             CorruptLogError: a frame does not match.
@@ -386,7 +390,10 @@ class JournalTail:
             found = scan(self.path, _JOURNAL_MAGIC, offset=before.end, digest=before.digest)
             found = Scan(before.meta, found.frames, found.end, found.digest, found.torn_bytes)
         for frame in found.frames:
+            if last_seq is not None and self.next_seq > last_seq:
+                return self
             self._add(frame)
+            self.scan = Scan(found.meta, (), frame.end, frame.digest, 0)
         # The payloads live on in the batches; the scan is kept for its place only.
         self.scan = Scan(found.meta, (), found.end, found.digest, found.torn_bytes)
         return self

@@ -37,7 +37,22 @@ LOSS_COUNT: Final = "audit.loss.count"
 LOSS_FIRST_SEQ: Final = "audit.loss.first_seq"
 LOSS_LAST_SEQ: Final = "audit.loss.last_seq"
 LOSS_REASON: Final = "audit.loss.reason"
+DURATION_NS: Final = "audit.duration_ns"
+"""How long the call took, on a log record, which has one time only."""
+RECORD_ID: Final = "audit.record.id"
+"""What a log record is recognised by when it comes again; unique, chosen by its sender."""
+LOG_BODY: Final = "audit.log.body"
+LOG_SPAN_ID: Final = "audit.log.span_id"
+"""Body and span id of a log record that became a record."""
 AUDIT_PREFIX: Final = "audit."
+
+# --- log records -------------------------------------------------------------------------------------------------------
+EVENT_RECORD: Final = "audit.record"
+"""Event name of a log record that is an audit record."""
+LOG_RECORD_UID: Final = "log.record.uid"
+LOG_NAME: Final = "otel_audit.log"
+LOG_SEQ: Final = "otel_audit.seq"
+"""Log and number there, on a log record that another otel-audit passed on: its ids and times are those of the record."""
 
 # --- actions of records that capture makes about itself ----------------------------------------------------------------
 ACTION_START: Final = "otel_audit.start"

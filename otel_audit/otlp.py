@@ -10,8 +10,8 @@ occurs last, and an empty text as none. An rpc call has its whole name (`pkg.Ser
 as `action`, no `route`, and a `target` only where `audit.target.id` or a path says one. `audit.*` attributes of a resource
 hold for each of its spans that does not say otherwise, and go to `attributes`, but for `audit.service` and
 `audit.source.id`. The way of a request through the private modules: `_otlp_json` (OTLP/JSON to protobuf bytes, so that there
-is one definition) → `_otlp_request` (request to encoded spans) → `_otlp_spans` (spans to Python columns, with
-`_otlp_attributes`) → `_otlp_columns` (to Arrow, with `_otlp_rules`).
+is one definition) → `_otlp_request` (request to encoded spans) → for logs `_otlp_logs` (log records to spans, likewise) →
+`_otlp_spans` (spans to Python columns, with `_otlp_attributes`) → `_otlp_columns` (to Arrow, with `_otlp_rules`).
 """
 
 import threading
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from otel_audit import _otlp_json, _otlp_request
+from otel_audit import _otlp_json, _otlp_logs, _otlp_request
 from otel_audit._otlp_attributes import Memo
 from otel_audit._otlp_columns import Table, empty
 from otel_audit._otlp_request import Request
@@ -75,7 +75,7 @@ _RESOURCE_BYTES_MAX = 4096
 
 
 class Decoder:
-    """Turns OTLP trace requests into audit records; any number of threads may use one.
+    """Turns OTLP requests, of traces or of logs, into audit records; any number of threads may use one.
 
     It remembers attributes, resources and calls it has seen, within bounds of some tens of megabytes.
     """
@@ -103,6 +103,14 @@ class Decoder:
         """The records of an OTLP/JSON request; raises as `decode` does."""
         return self._decode(_otlp_json.split(body, self._settings.spans_max))
 
+    def decode_logs(self, body: bytes) -> Decoded:
+        """The records of an `ExportLogsServiceRequest`; log records are counted as `spans`. Raises as `decode` does."""
+        return self._decode(_otlp_logs.split(body, self._settings.spans_max))
+
+    def decode_logs_json(self, body: bytes) -> Decoded:
+        """The records of an OTLP/JSON logs request; raises as `decode` does."""
+        return self._decode(_otlp_logs.split_json(body, self._settings.spans_max))
+
     def _decode(self, request: Request) -> Decoded:
         memo, calls = self._memories()
         runs = [(self._resource(part.resource, memo), part.spans) for part in request.parts]
@@ -111,7 +119,7 @@ class Decoder:
             raise TooLargeError("decode", "OTLP request", f"its resources take {expanded} bytes in its records")
         if not request.spans:
             return Decoded(empty(), tuple(request.quarantine), len(request.quarantine), 0)
-        spans = Spans(request.spans, runs, memo, request.kind, request.payload)
+        spans = Spans(request, runs, memo)
         table = Table(spans, calls, self._exclusion)
         records = table.records()
         rows = table.rows

@@ -18,6 +18,7 @@ from typing import Final, Self
 from otel_audit._server_watch import Watch
 from otel_audit.auditlog import AuditLog
 from otel_audit.config import ServerSettings
+from otel_audit.forwarder import Forwarder, ForwarderStats
 from otel_audit.otlp import Decoder
 from otel_audit.receiver import Receiver, ReceiverStats
 from otel_audit.tracker import TrackerStats
@@ -63,6 +64,7 @@ class Server:
     def __init__(self, settings: ServerSettings) -> None:
         self.log = AuditLog.open(settings.directory, settings.log)
         try:
+            self._forwarder = Forwarder(self.log, settings.otlp_logs) if settings.otlp_logs else None
             self._receiver = Receiver(self.log, Decoder(settings.decode), settings.receiver)
         except BaseException:
             self.log.close()
@@ -75,6 +77,8 @@ class Server:
         """Take requests from now on; gives where."""
         self._receiver.start()
         self._watch.start()
+        if self._forwarder:
+            self._forwarder.start()
         return self.addresses
 
     def stop(self, grace_s: float = _GRACE_S) -> None:
@@ -82,12 +86,18 @@ class Server:
         try:
             self._receiver.stop(grace_s)
         finally:
+            if self._forwarder:
+                self._forwarder.stop()
             self.log.close()
             self._watch.stop()
 
     def stats(self) -> ReceiverStats:
         """Counters of the receiver since start."""
         return self._receiver.stats()
+
+    def forwarder_stats(self) -> ForwarderStats | None:
+        """What was passed on as OTLP log records; None when nothing is to be."""
+        return self._forwarder.stats() if self._forwarder else None
 
     def source_stats(self) -> TrackerStats:
         """What is known of the sources whose records it takes."""
@@ -123,11 +133,13 @@ def serve(settings: ServerSettings, *, ready: Callable[[Addresses], None] | None
             ready(server.addresses)
         stopping.wait()
         _log.info("stopping; a second signal stops at once")
-    _log.info("stopped: %s", " ".join([*_pairs(server.stats()), *_pairs(server.source_stats())]))
+    forwarded = server.forwarder_stats()
+    pairs = [*_pairs(server.stats()), *_pairs(server.source_stats()), *(_pairs(forwarded) if forwarded else ())]
+    _log.info("stopped: %s", " ".join(pairs))
     return 0
 
 
-def _pairs(stats: ReceiverStats | TrackerStats) -> Iterator[str]:
+def _pairs(stats: ReceiverStats | TrackerStats | ForwarderStats) -> Iterator[str]:
     """`key=value` of each counter, those of a table as `key.name=value`."""
     for field in fields(stats):
         value = getattr(stats, field.name)

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from otel_audit.capture.settings import Destination
 from otel_audit.errors import AuditError, ConfigError, DecodeError, LockedError
 
-__all__ = ["Answer", "Fate", "Transport", "connect"]
+__all__ = ["Answer", "Fate", "Transport", "connect", "grpc_delay_s", "http_delay_s", "is_too_large"]
 
 _GRPC_METHOD: Final = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 _GRPC_OPTIONS: Final = (
@@ -138,7 +138,7 @@ class _Grpc:
 
         code = error.code()
         reason = f"{code.name}: {error.details()}"
-        if code is grpc.StatusCode.INVALID_ARGUMENT or _is_too_large(code.name, reason):
+        if code is grpc.StatusCode.INVALID_ARGUMENT or is_too_large(code.name, reason):
             return Answer(Fate.REFUSED, reason)
         if code in (
             grpc.StatusCode.UNAUTHENTICATED,
@@ -147,7 +147,7 @@ class _Grpc:
             grpc.StatusCode.NOT_FOUND,
         ):
             return Answer(Fate.AGAIN, f"{reason}; {_WRONG_PLACE}", 10.0)
-        return Answer(Fate.AGAIN, reason, _grpc_delay_s(error))
+        return Answer(Fate.AGAIN, reason, grpc_delay_s(error))
 
     def close(self) -> None:
         channel, self._channel, self._export = self._channel, None, None
@@ -155,7 +155,7 @@ class _Grpc:
             channel.close()
 
 
-def _is_too_large(code: str, reason: str) -> bool:
+def is_too_large(code: str, reason: str) -> bool:
     """Whether a gRPC server finds the message too large, which it always will; told by its words alone.
 
     C++ and Python, Go ("received message larger than max"), Java ("gRPC message exceeds maximum size").
@@ -163,7 +163,7 @@ def _is_too_large(code: str, reason: str) -> bool:
     return code == "RESOURCE_EXHAUSTED" and ("larger than max" in reason or "exceeds maximum size" in reason)
 
 
-def _grpc_delay_s(error: Any) -> float | None:
+def grpc_delay_s(error: Any) -> float | None:
     """The delay of a RetryInfo, from the status details (the specification's place) or a trailer of its own."""
     try:
         trailers = dict(error.trailing_metadata() or ())
@@ -243,7 +243,7 @@ class _Http:
         if status in _HTTP_DATA_FAULTS:
             return Answer(Fate.REFUSED, reason)
         if status in (_HTTP_REQUEST_TIMEOUT, 429) or status >= 500:
-            return Answer(Fate.AGAIN, reason, _http_delay_s(retry_after))
+            return Answer(Fate.AGAIN, reason, http_delay_s(retry_after))
         return Answer(Fate.AGAIN, f"{reason}; {_WRONG_PLACE}", 10.0)
 
     def close(self) -> None:
@@ -252,7 +252,7 @@ class _Http:
             connection.close()
 
 
-def _http_delay_s(retry_after: str | None) -> float | None:
+def http_delay_s(retry_after: str | None) -> float | None:
     """Seconds of a Retry-After header, given as seconds or as a date (RFC 9110, section 10.2.3)."""
     if retry_after is None:
         return None

@@ -112,9 +112,9 @@ def test_other_methods_are_unimplemented() -> None:
     with receiver(FakeLog()) as r:
         assert r.grpc_address
         with grpc.insecure_channel(r.grpc_address) as channel:
-            logs: Any = channel.unary_unary("/opentelemetry.proto.collector.logs.v1.LogsService/Export")
+            metrics: Any = channel.unary_unary("/opentelemetry.proto.collector.metrics.v1.MetricsService/Export")
             with pytest.raises(grpc.RpcError) as refused:
-                logs(b"", timeout=10)
+                metrics(b"", timeout=10)
     assert failure(refused.value)[0] is grpc.StatusCode.UNIMPLEMENTED
 
 

@@ -207,7 +207,7 @@ def test_other_media_are_415(headers: dict[str, str], reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "code"), [("GET", "/v1/traces", 405), ("PUT", "/v1/traces", 405), ("POST", "/v1/logs", 404)]
+    ("method", "path", "code"), [("GET", "/v1/traces", 405), ("PUT", "/v1/traces", 405), ("POST", "/v1/metrics", 404)]
 )
 def test_other_methods_and_paths_are_refused_with_a_status(method: str, path: str, code: int) -> None:
     with receiver(FakeLog()) as r, client(r) as http:

@@ -502,7 +502,7 @@ class _NoDecoder:
     def decode(self, data: bytes, /) -> Any:
         raise AssertionError
 
-    decode_json = decode
+    decode_json = decode_logs = decode_logs_json = decode
 
 
 def test_a_sender_known_by_its_certificate_needs_a_protocol_that_asks_for_one(ca: Authority) -> None:

@@ -7,6 +7,7 @@ import yaml
 from otel_audit import config
 from otel_audit.config import ServerSettings, load
 from otel_audit.errors import ConfigError
+from otel_audit.forwarder import OtlpLogsSettings
 from otel_audit.receiver import TlsSettings
 from otel_audit.senders import Sender
 
@@ -60,6 +61,20 @@ log:
   queue_records: 5000
   disk_reserve_mib: 500
   late_after: 2m
+exporters:
+  otlp_logs:
+    endpoint: https://logs.example.com:4318
+    protocol: http/protobuf
+    headers: {Authorization: Bearer abc}
+    timeout: 5s
+    compression: none
+    tls:
+      ca_file: /dev/null
+      cert_file: /dev/null
+      key_file: /dev/null
+      insecure_skip_verify: true
+    batch_records: 500
+    from: now
 exclude_routes: [/healthz, /internal/*]
 """
 
@@ -125,10 +140,23 @@ def test_every_key_of_a_file_arrives(tmp_path: Path) -> None:
     assert (log.dedupe_ids_max, log.queue_records, log.disk_reserve_bytes) == (20_000_000, 5_000, 500 << 20)
     assert log.late_s == 120
     assert settings.decode.exclude_routes == ("/healthz", "/internal/*")
+    assert settings.otlp_logs == OtlpLogsSettings(
+        endpoint="https://logs.example.com:4318",
+        protocol="http/protobuf",
+        headers=(("Authorization", "Bearer abc"),),
+        timeout_s=5,
+        compression="none",
+        ca_file="/dev/null",
+        cert_file="/dev/null",
+        key_file="/dev/null",
+        insecure_skip_verify=True,
+        batch_records=500,
+        start="now",
+    )
 
 
 def flat(tree: object, above: str = "") -> set[str]:
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict) or above in config.setting_keys():  # headers are a value
         return {above}
     return {key for name, below in tree.items() for key in flat(below, f"{above}.{name}".lstrip("."))}
 
@@ -324,7 +352,9 @@ def test_all_faults_are_found_at_once_with_their_lines(tmp_path: Path) -> None:
 
 def test_what_is_printed_is_a_file_that_says_the_same(tmp_path: Path) -> None:
     settings = load(write(tmp_path, WHOLE))
-    again = load(write(tmp_path, yaml.safe_dump(config.tree(settings))))
+    printed = config.tree(settings)
+    printed["exporters"]["otlp_logs"]["headers"] = {"Authorization": "Bearer abc"}  # a secret, which is not printed
+    again = load(write(tmp_path, yaml.safe_dump(printed)))
     assert again == settings
     assert load(write(tmp_path, yaml.safe_dump(config.tree(ServerSettings())))) == ServerSettings()
 
@@ -335,6 +365,30 @@ def test_a_tree_has_every_key_that_has_a_value() -> None:
             return {above}
         return {k for name, below in node.items() for k in keys(below, f"{above}.{name}" if above else name)}
 
-    decided_at_start = {"log.disk_reserve_mib", "receivers.otlp.senders", "receivers.otlp.senders_file"}
-    decided_at_start |= {key for key in config.setting_keys() if ".tls." in key}
-    assert keys(config.tree(ServerSettings())) == set(config.setting_keys()) - decided_at_start
+    decided_at_start = {"log.disk_reserve_mib"}
+    decided_at_start |= {"receivers.otlp.senders", "receivers.otlp.senders_file"}
+    decided_at_start |= {key for key in config.setting_keys() if ".protocols." in key and ".tls." in key}
+    off = {key for key in config.setting_keys() if key.startswith("exporters.otlp_logs.")}
+    assert keys(config.tree(ServerSettings())) == set(config.setting_keys()) - decided_at_start - off
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("{from: now}", "not the address of an OTLP endpoint.*set exporters.otlp_logs.endpoint"),
+        ("{endpoint: 'localhost:4317'}", "not the address of an OTLP endpoint"),
+        ("{endpoint: 'http://h:1', tls: {ca_file: /dev/null}}", "tls settings, but no TLS"),
+        ("{endpoint: 'https://h:1', tls: {cert_file: /dev/null}}", "go together"),
+        ("{endpoint: 'https://h:1', tls: {insecure_skip_verify: true}}", "not possible with grpc"),
+        ("{endpoint: 'https://h:1', tls: {ca_file: /no/such}}", "No such file"),
+        ("{endpoint: 'http://h:1', headers: {'a b': c}}", "needs header names"),
+        ("{endpoint: 'http://h:1', protocol: http}", "needs one of grpc, http/protobuf"),
+    ],
+)
+def test_an_exporter_that_cannot_work_is_found_before_the_service_starts(tmp_path: Path, said: str, why: str) -> None:
+    assert re.search(why, fault(tmp_path, f"exporters: {{otlp_logs: {said}}}"))
+
+
+def test_headers_are_not_printed(tmp_path: Path) -> None:
+    printed = config.tree(load(write(tmp_path, WHOLE)))
+    assert printed["exporters"]["otlp_logs"]["headers"] == "[redacted]"

@@ -262,7 +262,7 @@ def test_a_decoder_that_cannot_give_single_records_has_the_request_kept() -> Non
             made = Decoder().decode(data)
             return Decoded(made.records, made.quarantine, made.spans, made.skipped)
 
-        decode_json = decode
+        decode_json = decode_logs = decode_logs_json = decode
 
     log, data = FakeLog(), body("crm", "payroll", spans=2)
     intake = Intake(log, Whole())

@@ -93,7 +93,7 @@ def send(
     """Send requests as an SDK does; raises `grpc.RpcError` at the first that is not taken."""
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
     with channel(address, authority) as opened:
-        export = opened.unary_unary(EXPORT)
+        export: Any = opened.unary_unary(EXPORT)
         for body in requests:
             export(body, metadata=metadata, timeout=timeout_s, wait_for_ready=True)
 

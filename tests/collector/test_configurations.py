@@ -1,12 +1,14 @@
 """The files of collector-config/ that stand alone: a real Collector takes them, and they carry calls into a real log."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 import yaml
 
-from tests.collector.pipeline import Place, arrived, bodies, check_complete, post, send
+from tests.collector.pipeline import Place, arrived, bodies, call, check_complete, post, send
 from tests.collector.support import CONFIGS, Service, validate_with_collector
 from tests.otlp_support import encoded, request
 
@@ -50,21 +52,29 @@ def test_a_full_queue_makes_senders_wait_and_loses_nothing(tmp_path: Path) -> No
     with Service(tmp_path / "log") as service:
         address = service.grpc
     place = Place(tmp_path, address)
-    taken = 0
     with place.start("agent.yaml", AUDIT_QUEUE_BYTES="20000"):
-        with pytest.raises(Exception, match=r"DEADLINE_EXCEEDED|UNAVAILABLE"):
-            for body in bodies(1000, each=10):
-                send(place.grpc, iter([body]), timeout_s=3)
-                taken += 10
-        assert 0 < taken < 1000  # it took some, and made the rest wait
+        taken = _taken(place, bodies(1000, each=10))
+        assert 0 < taken < 100  # it took some, and made the rest wait
         with Service(tmp_path / "log", grpc=address) as service:
-            send(place.grpc, bodies(1000, each=10))  # as the senders do: once more, from the one that was not taken or earlier
+            send(
+                place.grpc, bodies(1000, each=10)
+            )  # as the senders do: once more, from the one that was not taken or earlier
             check_complete(arrived(service, 1000), range(1000))
 
 
-def test_a_batch_of_ten_megabytes_goes_through(tmp_path: Path) -> None:
-    from tests.collector.pipeline import call
+def _taken(place: Place, requests: Iterator[bytes]) -> int:
+    """How many requests are answered with success until one is not."""
+    count = 0
+    try:
+        for body in requests:
+            send(place.grpc, iter([body]), timeout_s=3)
+            count += 1
+    except grpc.RpcError:
+        return count
+    raise AssertionError("all were taken")
 
+
+def test_a_batch_of_ten_megabytes_goes_through(tmp_path: Path) -> None:
     body = encoded(request(*(call(n, **{"app.note": "x" * 20_000}) for n in range(500))))
     assert len(body) > 10_000_000
     with Service(tmp_path / "log") as service:
@@ -83,14 +93,18 @@ def test_the_collector_tells_of_its_queue(tmp_path: Path) -> None:
             send(place.grpc, bodies(20, each=10))
             arrived(service, 20)
             names = {re.split(r"[{ ]", series)[0].removesuffix("_total") for series in place.metrics()}
-    asked = {name.removesuffix("_total") for name in _asked_of_the_collector()}
     late = {"otelcol_exporter_send_failed_spans", "otelcol_exporter_enqueue_failed_spans"}  # only once one failed
+    asked = _asked_of_the_collector()
+    assert late < asked
     assert asked - late <= names
 
 
 def _asked_of_the_collector() -> set[str]:
-    texts = [(CONFIGS / name).read_text() for name in ("grafana/otel-audit.json", "prometheus/rules.yaml")]
-    return set(re.findall(r"otelcol_[a-z_]+", " ".join(texts)))
+    text = " ".join((CONFIGS / name).read_text() for name in ("grafana/otel-audit.json", "prometheus/rules.yaml"))
+    asked = set()
+    for before, choice, after in re.findall(r"(otelcol_[a-z_]+)(?:\(([a-z]+\|[a-z|]+)\)([a-z_]+))?", text):
+        asked |= {before + one + after for one in choice.split("|")}
+    return asked
 
 
 @pytest.mark.parametrize("name", FILES)

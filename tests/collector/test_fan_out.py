@@ -46,7 +46,9 @@ def _overlay(folder: Path, text: str) -> Path:
 
 def _sampled(place: Place) -> dict[str, float]:
     metrics = place.metrics()
-    return {s: v for s, v in metrics.items() if s.startswith("otelcol_processor_tail_sampling_global_count_traces_sampled")}
+    return {
+        s: v for s, v in metrics.items() if s.startswith("otelcol_processor_tail_sampling_global_count_traces_sampled")
+    }
 
 
 def test_a_sampler_that_drops_everything_takes_nothing_from_the_log(tmp_path: Path) -> None:
@@ -65,7 +67,12 @@ def test_the_tracing_branch_goes_on_as_before(tmp_path: Path) -> None:
 
     def kept() -> int:
         lines = traces.read_text().splitlines() if traces.exists() else []
-        return sum(len(scope["spans"]) for line in lines for r in json.loads(line)["resourceSpans"] for scope in r["scopeSpans"])
+        return sum(
+            len(scope["spans"])
+            for line in lines
+            for r in json.loads(line)["resourceSpans"]
+            for scope in r["scopeSpans"]
+        )
 
     with Service(tmp_path / "log") as service:
         place = Place(tmp_path, service.grpc)

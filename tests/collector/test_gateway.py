@@ -30,7 +30,7 @@ def _front(authority: Authority, log: str) -> Iterator[Front]:
     front = Front()
     key, certificate = authority.issue("log")
     with grpc.insecure_channel(log) as opened:
-        hand_on = opened.unary_unary(EXPORT)
+        hand_on: Any = opened.unary_unary(EXPORT)
 
         def export(body: bytes, context: Any) -> bytes:
             if ("authorization", f"Bearer {LOG}") not in [tuple(pair) for pair in context.invocation_metadata()]:
@@ -39,7 +39,7 @@ def _front(authority: Authority, log: str) -> Iterator[Front]:
             answer: bytes = hand_on(body, timeout=60)
             return answer
 
-        handler = grpc.unary_unary_rpc_method_handler(export)
+        handler: Any = grpc.unary_unary_rpc_method_handler(export)
         server = grpc.server(ThreadPoolExecutor(4))
         path, _, method = EXPORT.lstrip("/").partition("/")
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(path, {method: handler}),))
@@ -91,7 +91,7 @@ def test_a_sender_without_tls_is_refused(tmp_path: Path) -> None:
     place = Place(tmp_path, "127.0.0.1:9")
     with (
         place.start("gateway.yaml", **_files(tmp_path, authority)),
-        pytest.raises(grpc.RpcError, match="UNAVAILABLE|DEADLINE_EXCEEDED"),
+        pytest.raises(grpc.RpcError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"),
     ):
         send(place.grpc, bodies(1, each=1), token=SENDER, timeout_s=3)
 
@@ -102,7 +102,7 @@ def test_with_a_client_authority_a_token_alone_is_not_enough(tmp_path: Path) -> 
     place = Place(tmp_path, "127.0.0.1:9")
     with (
         place.start("gateway.yaml", **files, AUDIT_CLIENT_CA_FILE=str(authority.file)),
-        pytest.raises(grpc.RpcError, match="UNAVAILABLE|DEADLINE_EXCEEDED"),
+        pytest.raises(grpc.RpcError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"),
     ):
         send(place.grpc, bodies(1, each=1), authority=authority.file, token=SENDER, timeout_s=5)
 

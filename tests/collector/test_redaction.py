@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from opentelemetry.proto.trace.v1.trace_pb2 import Status
+
 from tests.collector.pipeline import Place, arrived, call, send
 from tests.collector.support import Service
 from tests.otlp_support import encoded, request
@@ -62,7 +64,12 @@ IDENTITY: dict[str, Any] = {
     "client.address": "203.0.113.20",
     "network.peer.address": "10.0.0.9",
 }
-RESOURCE = {"service.name": "crm", "service.version": "4.2", "deployment.environment.name": "test", "service.instance.id": "i-1"}
+RESOURCE = {
+    "service.name": "crm",
+    "service.version": "4.2",
+    "deployment.environment.name": "test",
+    "service.instance.id": "i-1",
+}
 OVERLAY = """
 exporters:
   file: {path: PATH, flush_interval: 50ms}
@@ -75,11 +82,13 @@ service:
 def _request() -> bytes:
     made = call(0, **SECRETS, **{key: before for key, (before, _) in CUT.items()}, **IDENTITY)
     made.name = f"PUT /contacts/1?token={SECRET}"
-    made.status.code, made.status.message = 2, f"bad token {SECRET}"
+    made.status.code, made.status.message = Status.STATUS_CODE_ERROR, f"bad token {SECRET}"
     event = made.events.add(name="exception", time_unix_nano=made.start_time_unix_nano)
     for key in ("exception.message", "exception.stacktrace", "exception.type"):
         event.attributes.add(key=key).value.string_value = "ValueError" if key.endswith("type") else SECRET
-    return encoded(request(made, resource={**RESOURCE, "process.command_args": [SECRET], "process.command_line": SECRET}))
+    return encoded(
+        request(made, resource={**RESOURCE, "process.command_args": [SECRET], "process.command_line": SECRET})
+    )
 
 
 def _record(folder: Path, *configs: str | Path) -> dict[str, Any]:

@@ -165,7 +165,6 @@ def test_probes_ask_what_is_there(name: str) -> None:
         port, scheme = int(http["endpoint"].rpartition(":")[2]), "HTTPS" if "tls" in http else "HTTP"
         assert paths["livenessProbe"] == paths["startupProbe"] == ("/livez", port, scheme)
         assert paths["readinessProbe"] == ("/readyz", port, scheme)
-        assert "client_ca_file" not in http.get("tls", {})  # the kubelet has none
     else:
         port = int(_environment(container)["AUDIT_HEALTH_ENDPOINT"].rpartition(":")[2])
         assert set(paths.values()) == {("/", port, "HTTP")}

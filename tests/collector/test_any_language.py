@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +124,11 @@ CASES = {
     "what otel-audit in the service says": Case(
         {"audit.client.auth": "none", **header("x-client-id", "web")}, _client(None, "none")
     ),
+    # --- what
+    "a route that takes all": Case(
+        {"http.route": "/*", "url.path": "/contacts"}, {"route": None, "action": "list", "target": "/contacts"}
+    ),
+    "a route": Case({"http.route": "/contacts/*", "url.path": "/contacts/1"}, {"route": "/contacts/*", "action": "read"}),
     # --- from where
     "peer": Case({**STRANGER, "client.address": "203.0.113.9"}, _ip("203.0.113.9", "peer")),
     "peer, conventions of old": Case({"net.peer.ip": "203.0.113.9"}, _ip("203.0.113.9", "peer")),
@@ -168,9 +174,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 def records(running: Pipeline) -> dict[str, dict[str, Any]]:
     """The record of each case."""
     ids = {name: secrets.token_bytes(8) for name in CASES}
-    spans = [
-        span({"http.request.method": "GET", **case.attributes}, span_id=ids[name]) for name, case in CASES.items()
-    ]
+    spans = [span({"http.request.method": "GET", **case.attributes}, span_id=ids[name]) for name, case in CASES.items()]
     running.send(request(*spans))
     of_id = {record["span_id"]: record for record in running.calls(len(CASES))}
     return {name: of_id[ident] for name, ident in ids.items()}
@@ -215,6 +219,41 @@ def test_no_secret_gets_past_it(kind: int, running: Pipeline) -> None:
     assert token.encode() not in payload
 
 
-def test_no_secret_is_in_the_log(records: dict[str, dict[str, Any]]) -> None:
-    text = repr(list(records.values()))
+def test_no_secret_is_in_the_log_nor_in_what_the_collector_says(
+    running: Pipeline, records: dict[str, dict[str, Any]]
+) -> None:
+    text = repr(list(records.values())) + running.collector.said()
     assert [secret for secret in SECRETS if secret in text] == []
+
+
+PROXIES = {
+    "two that append": ({"AUDIT_TRUSTED_PROXIES": "10.1.0.0/16", "AUDIT_TRUSTED_HOPS": "2"}, "192.0.2.2", "forwarded"),
+    "more than there are hops": (
+        {"AUDIT_TRUSTED_PROXIES": "10.1.0.0/16", "AUDIT_TRUSTED_HOPS": "4"}, "10.1.2.3", "untrusted",
+    ),
+    "a setting that is no CIDR": ({"AUDIT_TRUSTED_PROXIES": "10.1.2.3"}, "10.1.2.3", "untrusted"),
+    "no setting": ({}, "10.1.2.3", "untrusted"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROXIES)
+def test_only_declared_proxies_are_believed(name: str, tmp_path: Path) -> None:
+    settings, address, source = PROXIES[name]
+    with pipeline("any-language.yaml", tmp_path, settings) as running:
+        running.send(request(span({**PROXY, **header("x-forwarded-for", "192.0.2.1, 192.0.2.2 , 192.0.2.3")})))
+        (record,) = running.calls(1)
+    assert (record["client_ip"], record["client_ip_source"]) == (address, source)
+
+
+def test_a_mistake_in_the_settings_loses_no_span(tmp_path: Path) -> None:
+    """Statements that fail are passed over; nothing of what they would have said is made up."""
+    settings = {
+        "AUDIT_CLIENT_KEYS": "no pairs at all",
+        "AUDIT_CLIENT_NAMES": "web",
+        "AUDIT_TRUSTED_PROXIES": "none, of, it",
+    }
+    with pipeline("any-language.yaml", tmp_path, settings) as running:
+        running.send(request(span({**PROXY, **header("x-api-key", KEY), **header("x-forwarded-for", "192.0.2.1")})))
+        (record,) = running.calls(1)
+    assert record["client_auth"] == "api_key (unverified)"
+    assert (record["client_ip"], record["client_ip_source"]) == ("10.1.2.3", "untrusted")

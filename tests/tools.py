@@ -199,8 +199,12 @@ def _build_go(folder: Path) -> None:
 
 GO = Tool("go", ("go",), (str(_GO_MODULES), _sources("go")), _build_go)
 
-_KAFKA_ARTIFACT = "org.apache.kafka:kafka_2.13:4.1.1"
-KAFKA = Tool("kafka", ("java", "mvn"), (_KAFKA_ARTIFACT,), lambda folder: _jars(folder / "lib", _KAFKA_ARTIFACT))
+_KAFKA_ARTIFACTS = (
+    "org.apache.kafka:kafka_2.13:4.1.1",
+    "org.apache.kafka:kafka-tools:4.1.1",
+    "org.slf4j:slf4j-simple:1.7.36",
+)
+KAFKA = Tool("kafka", ("java", "mvn"), _KAFKA_ARTIFACTS, lambda folder: _jars(folder / "lib", *_KAFKA_ARTIFACTS))
 
 TOOLS = (COLLECTOR, NODE, JAVA, GO, KAFKA)
 

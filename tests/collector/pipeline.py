@@ -44,11 +44,10 @@ class Pipeline:
         return calls_of(self.service.directory)
 
 
-def environment(service: Service, **settings: str) -> tuple[dict[str, str], str, str, str]:
+def environment(**settings: str) -> tuple[dict[str, str], str, str, str]:
     """Variables for a configuration of `collector-config/`, with free ports; and its gRPC, HTTP and health addresses."""
     grpc, http, health = (f"127.0.0.1:{free_port()}" for _ in range(3))
     variables = {
-        "AUDIT_ENDPOINT": service.grpc,
         "AUDIT_GRPC_ENDPOINT": grpc,
         "AUDIT_HTTP_ENDPOINT": http,
         "AUDIT_HEALTH_ENDPOINT": health,
@@ -68,6 +67,6 @@ def pipeline(config: str, folder: Path, settings: Mapping[str, str] | None = Non
         settings: environment variables that the file reads.
     """
     with Service(folder / "audit-log") as service:
-        variables, grpc, http, health = environment(service, **(settings or {}))
+        variables, grpc, http, health = environment(AUDIT_ENDPOINT=service.grpc, **(settings or {}))
         with Collector([CONFIGS / config], folder, variables, health) as collector:
             yield Pipeline(service, collector, grpc, http)

@@ -200,7 +200,7 @@ def refusing(address: str) -> Iterator[threading.Event]:
 
     server = grpc.server(futures.ThreadPoolExecutor(4))
     service = "opentelemetry.proto.collector.trace.v1.TraceService"
-    handlers = {"Export": grpc.unary_unary_rpc_method_handler(refuse)}
+    handlers: dict[str, Any] = {"Export": grpc.unary_unary_rpc_method_handler(refuse)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     server.add_insecure_port(address)
     server.start()

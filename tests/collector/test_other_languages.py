@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import json
+import re
 import secrets
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ import pytest
 from otel_audit import quarantine
 from tests.collector.pipeline import Pipeline, pipeline
 from tests.collector.support import Process, free_port, wait_for
-from tests.tools import GO, JAVA, NODE
+from tests.tools import GO, JAVA, NODE, ROOT
 
 WEB, PARTNER = "k-web-0123456789", "k-partner-9876543210"
 JWT = "eyJhbGciOiJub25lIn0.eyJhenAiOiAiYmF0Y2giLCAic3ViIjogImFsaWNlIn0.c2ln"  # {"azp": "batch", "sub": "alice"}
@@ -101,18 +102,17 @@ def _command(language: str) -> list[str | Path]:
 
 
 def telemetry(collector_grpc: str) -> dict[str, str]:
-    """What docs/languages.md tells users to set."""
+    """The variables that docs/languages.md tells users to set, for this Collector."""
+    text = (ROOT / "docs" / "languages.md").read_text()
+    (block,) = re.findall(r"^```sh$(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    said = dict(line.split("=", 1) for line in block.split())
+    (java,) = re.findall(r"^\$ export (OTEL_INSTRUMENTATION_\S+)$", text, re.MULTILINE)
     return {
-        "OTEL_SERVICE_NAME": "crm",
+        **said,
+        **dict([java.split("=", 1)]),
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector_grpc}",
-        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
-        "OTEL_TRACES_EXPORTER": "otlp",
         "OTEL_METRICS_EXPORTER": "none",
         "OTEL_LOGS_EXPORTER": "none",
-        "OTEL_TRACES_SAMPLER": "always_on",
-        "OTEL_BSP_SCHEDULE_DELAY": "200",
-        "OTEL_BSP_MAX_QUEUE_SIZE": "65536",
-        "OTEL_INSTRUMENTATION_HTTP_SERVER_CAPTURE_REQUEST_HEADERS": "authorization,x-api-key,x-client-id,x-forwarded-for",
     }
 
 

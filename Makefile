@@ -28,7 +28,7 @@ test: install  ## the tests (under ten minutes on two cores)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 .PHONY: test-tools
-test-tools: install  ## what some tests need beside Python: a Collector built from its modules (needs Go)
+test-tools: install  ## what some tests need beside Python: a Collector and a Go service (need Go), one in Node.js, one in Java, Kafka (need Maven)
 	$(BIN)/python -m tests.tools
 
 check: install  ## lint, types, import contracts

@@ -6,6 +6,7 @@ of everything that goes into one. A test asks for a tool, and is skipped with th
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -137,7 +138,91 @@ def _build_promtool(folder: Path) -> None:
 
 PROMTOOL = Tool("promtool", ("go",), (_PROMETHEUS_VERSION, "1"), _build_promtool)
 
-TOOLS = (COLLECTOR, PROMTOOL)
+# --- services in other languages ----------------------------------------------------------------------------------------
+APPS = ROOT / "tests" / "collector" / "apps"
+
+
+def _sources(language: str) -> str:
+    """The text of a service, in one string."""
+    return "".join(path.read_text() for path in sorted((APPS / language).iterdir()))
+
+
+_NODE_PACKAGES = {
+    "@opentelemetry/auto-instrumentations-node": "0.81.2",
+    "@opentelemetry/sdk-node": "0.223.0",
+    "express": "4.22.3",
+}
+
+
+def _build_node(folder: Path) -> None:
+    package = {"name": "service", "version": "1.0.0", "private": True, "dependencies": _NODE_PACKAGES}
+    (folder / "package.json").write_text(json.dumps(package))
+    run(["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"], folder)
+    for source in (APPS / "node").iterdir():
+        shutil.copy(source, folder)
+
+
+NODE = Tool("node", ("node", "npm"), (str(_NODE_PACKAGES), _sources("node")), _build_node)
+
+
+def _jars(folder: Path, *artifacts: str) -> None:
+    """Fetch artifacts (`group:artifact:version`) with all that they need into a folder."""
+    wanted = "".join(
+        "<dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>".format(
+            *artifact.split(":")
+        )
+        for artifact in artifacts
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "pom.xml").write_text(
+            '<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>'
+            "<groupId>otel-audit</groupId><artifactId>jars</artifactId><version>1</version><packaging>pom</packaging>"
+            f"<dependencies>{wanted}</dependencies></project>"
+        )
+        copy = ["dependency:copy-dependencies", f"-DoutputDirectory={folder}", "-Dmdep.stripVersion=true"]
+        run(["mvn", "--quiet", "--batch-mode", *copy], Path(scratch))
+
+
+_JAVA_AGENT = "io.opentelemetry.javaagent:opentelemetry-javaagent:2.33.1"
+_JAVA_ARTIFACTS = ("io.javalin:javalin:6.7.0", "org.slf4j:slf4j-nop:2.0.17")
+
+
+def _build_java(folder: Path) -> None:
+    _jars(folder / "agent", _JAVA_AGENT)
+    _jars(folder / "lib", *_JAVA_ARTIFACTS)
+    sources = sorted(str(source) for source in (APPS / "java").glob("*.java"))
+    run(["javac", "-cp", "lib/*", "-d", "classes", *sources], folder)
+
+
+JAVA = Tool("java", ("javac", "mvn"), (str((_JAVA_AGENT, _JAVA_ARTIFACTS)), _sources("java")), _build_java)
+
+_GO_MODULES = (
+    "go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp@v0.72.0",
+    "go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc@v1.47.0",
+    "go.opentelemetry.io/otel/sdk@v1.47.0",
+)
+
+
+def _build_go(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        for source in (APPS / "go").iterdir():
+            shutil.copy(source, work)
+        run(["go", "mod", "init", "service"], work)
+        run(["go", "mod", "edit", *(f"-require={module}" for module in _GO_MODULES)], work)
+        run(["go", "build", "-mod=mod", "-trimpath", "-o", str(folder / "service"), "."], work, CGO_ENABLED="0")
+
+
+GO = Tool("go", ("go",), (str(_GO_MODULES), _sources("go")), _build_go)
+
+_KAFKA_ARTIFACTS = (
+    "org.apache.kafka:kafka_2.13:4.1.1",
+    "org.apache.kafka:kafka-tools:4.1.1",
+    "org.slf4j:slf4j-simple:1.7.36",
+)
+KAFKA = Tool("kafka", ("java", "mvn"), _KAFKA_ARTIFACTS, lambda folder: _jars(folder / "lib", *_KAFKA_ARTIFACTS))
+
+TOOLS = (COLLECTOR, PROMTOOL, NODE, JAVA, GO, KAFKA)
 
 
 def main() -> int:

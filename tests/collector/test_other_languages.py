@@ -1,0 +1,201 @@
+"""Services in other languages, with their own OpenTelemetry and nothing of ours: each call ends as one complete record."""
+
+import hashlib
+import http.client
+import json
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from otel_audit import quarantine
+from tests.collector.chain import Pipeline, pipeline
+from tests.collector.support import Process, free_port, wait_for
+from tests.tools import GO, JAVA, NODE, ROOT
+
+WEB, PARTNER = "k-web-0123456789", "k-partner-9876543210"
+JWT = "eyJhbGciOiJub25lIn0.eyJhenAiOiAiYmF0Y2giLCAic3ViIjogImFsaWNlIn0.c2ln"  # {"azp": "batch", "sub": "alice"}
+SETTINGS = {
+    "AUDIT_CLIENT_KEYS": ";".join(f"{hashlib.sha256(k.encode()).hexdigest()}={i}" for k, i in ((WEB, "web"), (PARTNER, "partner"))),
+    "AUDIT_CLIENT_NAMES": "web=Web front end;partner=Partner integration;batch=Nightly batch",
+}  # fmt: skip
+INTRUDER = "k-intruder"
+INTRUDER_ID = "key:" + hashlib.sha256(INTRUDER.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call to make, and what its record says."""
+
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    status: int
+    outcome: str
+    action: str
+    route: str | None
+    client: tuple[str | None, str | None, str | None]
+
+    @property
+    def expected(self) -> dict[str, Any]:
+        client_id, client_name, client_auth = self.client
+        return {
+            "client_id": client_id,
+            "client_name": client_name,
+            "client_auth": client_auth,
+            "service": "crm",
+            "action": self.action,
+            "target": self.path.partition("?")[0],
+            "outcome": self.outcome,
+            "status_code": self.status,
+            "method": self.method,
+        }
+
+
+def _key(key: str) -> tuple[tuple[str, str], ...]:
+    return (("X-API-Key", key),)
+
+
+_WEB = ("web", "Web front end", "api_key")
+_PARTNER = ("partner", "Partner integration", "api_key")
+_BATCH = ("batch", "Nightly batch", "jwt (unverified)")
+_BEARER = (("Authorization", f"Bearer {JWT}"),)
+ITEM = "/contacts/{id}"
+CALLS = (
+    Call("GET", "/contacts?api_key=in-the-query", _key(WEB), 200, "success", "list", "/contacts", _WEB),
+    Call("GET", "/contacts/17", _key(PARTNER), 200, "success", "read", ITEM, _PARTNER),
+    Call("POST", "/contacts", _BEARER, 201, "success", "create", "/contacts", _BATCH),
+    Call("DELETE", "/contacts/17", _key(WEB), 500, "error", "delete", ITEM, _WEB),
+    Call("GET", "/contacts/18", (), 401, "denied", "read", None, (None, None, None)),
+    Call("GET", "/contacts/19", _key(INTRUDER), 403, "denied", "read", None, (INTRUDER_ID, None, "api_key (unverified)")),
+    Call("GET", "/nothing/20", _key(WEB), 404, "failure", "read", None, _WEB),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service that runs behind a pipeline."""
+
+    language: str
+    port: int
+    service: Process
+    pipeline: Pipeline
+
+
+def _command(language: str) -> list[str | Path]:
+    """What starts a service; skips the test where it is not built."""
+    if language == "node":
+        folder = NODE.get()
+        return ["node", "--require", folder / "audit.js", folder / "service.js"]
+    if language == "java":
+        folder = JAVA.get()
+        classpath = f"{folder / 'classes'}:{folder / 'lib'}/*"
+        return ["java", f"-javaagent:{folder / 'agent' / 'opentelemetry-javaagent.jar'}", "-cp", classpath, "Service"]
+    return [GO.get() / "service"]
+
+
+def telemetry(collector_grpc: str) -> dict[str, str]:
+    """The variables that docs/languages.md tells users to set, for this Collector."""
+    text = (ROOT / "docs" / "languages.md").read_text()
+    (block,) = re.findall(r"^```sh$(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    said = dict(line.split("=", 1) for line in block.split())
+    (java,) = re.findall(r"^\$ export (OTEL_INSTRUMENTATION_\S+)$", text, re.MULTILINE)
+    return {
+        **said,
+        **dict([java.split("=", 1)]),
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector_grpc}",
+        "OTEL_METRICS_EXPORTER": "none",
+        "OTEL_LOGS_EXPORTER": "none",
+    }
+
+
+@pytest.fixture(params=["node", "java", "go"])
+def running(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
+    command, port = _command(request.param), free_port()
+    with pipeline("any-language.yaml", tmp_path, SETTINGS) as behind:
+        variables = {**telemetry(behind.grpc), "PORT": str(port)}
+        with Process(command, tmp_path / "service.log", variables, tmp_path) as service:
+
+            def listening() -> bool:
+                assert service.exit_code is None, service.said()
+                return "listening" in service.said()
+
+            wait_for(listening, f"the {request.param} service listens")
+            yield Running(request.param, port, service, behind)
+
+
+def make(port: int, call: Call, trace_id: str, sampled: bool = True) -> None:
+    """Make a call as part of a trace, and see that the service answers as it should."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    headers = {**dict(call.headers), "traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-0{int(sampled)}"}
+    connection.request(call.method, call.path, headers=headers)
+    with connection.getresponse() as response:
+        response.read()
+        assert response.status == call.status
+    connection.close()
+
+
+def test_each_call_ends_as_one_complete_record(running: Running) -> None:
+    began_s = time.time()
+    made = [(call, secrets.token_hex(16)) for call in CALLS for _ in range(20)]
+    with ThreadPoolExecutor(8) as callers:
+        list(callers.map(lambda one: make(running.port, *one), made))
+    ended_s = time.time()
+    records = running.pipeline.calls(len(made))
+    assert Counter(r["trace_id"].hex() for r in records) == Counter(trace_id for _, trace_id in made)
+    of_trace = {record["trace_id"].hex(): record for record in records}
+    for call, trace_id in made:
+        record = of_trace[trace_id]
+        assert {key: record[key] for key in call.expected} == call.expected
+        assert (record["client_ip"], record["client_ip_source"], record["peer_ip"]) == (
+            "127.0.0.1",
+            "peer",
+            "127.0.0.1",
+        )
+        assert (record["route"] or "").replace(":id", "{id}") == (call.route or "")
+        assert record["duration_ns"] > 0
+        assert began_s - 1 <= record["time"].timestamp() <= ended_s + 1
+
+
+def test_a_call_that_its_caller_does_not_sample_is_a_record_all_the_same(running: Running) -> None:
+    made = [(CALLS[i % 3], secrets.token_hex(16)) for i in range(20)]
+    for i, (call, trace_id) in enumerate(made):
+        make(running.port, call, trace_id, sampled=bool(i % 2))
+    records = running.pipeline.calls(len(made))
+    assert Counter(r["trace_id"].hex() for r in records) == Counter(trace_id for _, trace_id in made)
+
+
+def test_what_a_caller_writes_is_not_its_address(running: Running) -> None:
+    forged = Call(
+        "GET", "/contacts/1", (*_key(WEB), ("X-Forwarded-For", "192.0.2.66")), 200, "success", "read", ITEM, _WEB
+    )
+    make(running.port, forged, secrets.token_hex(16))
+    (record,) = running.pipeline.calls(1)
+    assert (record["client_ip"], record["client_ip_source"]) == ("127.0.0.1", "untrusted")
+    assert json.loads(record["attributes"])["audit.client.ip.chain"] == "192.0.2.66"
+
+
+def test_calls_made_just_before_an_orderly_end_are_records(running: Running) -> None:
+    made = [(CALLS[0], secrets.token_hex(16)) for _ in range(50)]
+    for call, trace_id in made:
+        make(running.port, call, trace_id)
+    running.service.terminate()
+    records = running.pipeline.calls(len(made))
+    assert Counter(r["trace_id"].hex() for r in records) == Counter(trace_id for _, trace_id in made)
+
+
+def test_no_key_is_in_the_log_nor_in_what_the_collector_says(running: Running) -> None:
+    for call in CALLS:
+        make(running.port, call, secrets.token_hex(16))
+    records = running.pipeline.calls(len(CALLS))
+    kept = repr(records) + repr(list(quarantine.read(running.pipeline.service.directory)))
+    told = running.pipeline.collector.said() + running.pipeline.service.said()
+    found = [key for key in (WEB, PARTNER, INTRUDER, JWT, "in-the-query") if key in kept + told]
+    assert found == []

@@ -1,65 +1,41 @@
 """gateway.yaml: TLS and a bearer token from senders, TLS and a bearer token to the log."""
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
+import yaml
 
-from tests.collector.pipeline import EXPORT, Place, arrived, bodies, check_complete, send
+from otel_audit.senders import digest_of, new_token
+from tests.certificates import Authority
+from tests.collector.pipeline import Place, arrived, bodies, check_complete, send
 from tests.collector.support import Service, wait_for
-from tests.integration.test_capture_tls import Authority
 
-SENDER, LOG = "token-of-a-sender", "token-of-the-gateway"
-
-
-class Front:
-    """TLS and a token in front of a log: what it takes, it hands on; what it refuses, the log never sees."""
-
-    def __init__(self) -> None:
-        self.address = ""
-        self.refused = threading.Event()
+SENDER = "token-of-a-sender"
 
 
 @contextmanager
-def _front(authority: Authority, log: str) -> Iterator[Front]:
-    front = Front()
-    key, certificate = authority.issue("log")
-    with grpc.insecure_channel(log) as opened:
-        hand_on: Any = opened.unary_unary(EXPORT)
-
-        def export(body: bytes, context: Any) -> bytes:
-            if ("authorization", f"Bearer {LOG}") not in [tuple(pair) for pair in context.invocation_metadata()]:
-                front.refused.set()
-                context.abort(grpc.StatusCode.UNAVAILABLE, "who are you?")
-            answer: bytes = hand_on(body, timeout=60)
-            return answer
-
-        handler: Any = grpc.unary_unary_rpc_method_handler(export)
-        server = grpc.server(ThreadPoolExecutor(4))
-        path, _, method = EXPORT.lstrip("/").partition("/")
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(path, {method: handler}),))
-        credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
-        front.address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
-        server.start()
-        try:
-            yield front
-        finally:
-            server.stop(None).wait()
+def _log(folder: Path, authority: Authority, token: str) -> Iterator[Service]:
+    """A log that takes calls over TLS, from whoever has the token."""
+    issued = authority.issue("log")
+    tls = {"cert_file": str(issued.certificate), "key_file": str(issued.key)}
+    senders = [{"name": "gateway", "token_sha256": digest_of(token)}]
+    otlp = {"senders": senders, "protocols": {"grpc": {"tls": tls}, "http": {"tls": tls}}}
+    (folder / "audit.yaml").write_text(yaml.safe_dump({"receivers": {"otlp": otlp}}))
+    with Service(folder / "log", "--config", folder / "audit.yaml") as service:
+        yield service
 
 
-def _files(folder: Path, authority: Authority, token: str = LOG) -> dict[str, str]:
+def _files(folder: Path, authority: Authority, token: str) -> dict[str, str]:
     """The files a gateway needs, as its environment names them."""
-    key, certificate = authority.issue("gateway")
+    issued = authority.issue("gateway")
     (folder / "senders").write_text(f"another-sender\n{SENDER}\n")
     (folder / "token").write_text(token)
     return {
-        "AUDIT_SERVER_CERT_FILE": str(certificate),
-        "AUDIT_SERVER_KEY_FILE": str(key),
+        "AUDIT_SERVER_CERT_FILE": str(issued.certificate),
+        "AUDIT_SERVER_KEY_FILE": str(issued.key),
         "AUDIT_CA_FILE": str(authority.file),
         "AUDIT_SENDERS_FILE": str(folder / "senders"),
         "AUDIT_TOKEN_FILE": str(folder / "token"),
@@ -68,9 +44,10 @@ def _files(folder: Path, authority: Authority, token: str = LOG) -> dict[str, st
 
 def test_calls_arrive_through_tls_and_tokens(tmp_path: Path) -> None:
     authority = Authority(tmp_path, "authority")
-    with Service(tmp_path / "log") as service, _front(authority, service.grpc) as front:
-        place = Place(tmp_path, front.address)
-        with place.start("gateway.yaml", **_files(tmp_path, authority)):
+    token = new_token()
+    with _log(tmp_path, authority, token) as service:
+        place = Place(tmp_path, service.grpc)
+        with place.start("gateway.yaml", **_files(tmp_path, authority, token)):
             send(place.grpc, bodies(200, each=20), authority=authority.file, token=SENDER)
             check_complete(arrived(service, 200), range(200))
 
@@ -80,7 +57,7 @@ def test_a_sender_without_the_token_is_refused(token: str, tmp_path: Path) -> No
     authority = Authority(tmp_path, "authority")
     place = Place(tmp_path, "127.0.0.1:9")
     with (
-        place.start("gateway.yaml", **_files(tmp_path, authority)),
+        place.start("gateway.yaml", **_files(tmp_path, authority, new_token())),
         pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"),
     ):
         send(place.grpc, bodies(1, each=1), authority=authority.file, token=token)
@@ -90,7 +67,7 @@ def test_a_sender_without_tls_is_refused(tmp_path: Path) -> None:
     authority = Authority(tmp_path, "authority")
     place = Place(tmp_path, "127.0.0.1:9")
     with (
-        place.start("gateway.yaml", **_files(tmp_path, authority)),
+        place.start("gateway.yaml", **_files(tmp_path, authority, new_token())),
         pytest.raises(grpc.RpcError, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"),
     ):
         send(place.grpc, bodies(1, each=1), token=SENDER, timeout_s=3)
@@ -98,7 +75,7 @@ def test_a_sender_without_tls_is_refused(tmp_path: Path) -> None:
 
 def test_with_a_client_authority_a_token_alone_is_not_enough(tmp_path: Path) -> None:
     authority = Authority(tmp_path, "authority")
-    files = _files(tmp_path, authority)
+    files = _files(tmp_path, authority, new_token())
     place = Place(tmp_path, "127.0.0.1:9")
     with (
         place.start("gateway.yaml", **files, AUDIT_CLIENT_CA_FILE=str(authority.file)),
@@ -109,10 +86,11 @@ def test_with_a_client_authority_a_token_alone_is_not_enough(tmp_path: Path) -> 
 
 def test_a_token_that_is_replaced_is_taken_up_without_a_restart(tmp_path: Path) -> None:
     authority = Authority(tmp_path, "authority")
-    with Service(tmp_path / "log") as service, _front(authority, service.grpc) as front:
-        place = Place(tmp_path, front.address)
-        with place.start("gateway.yaml", **_files(tmp_path, authority, token="an-old-one")):
+    token = new_token()
+    with _log(tmp_path, authority, token) as service:
+        place = Place(tmp_path, service.grpc)
+        with place.start("gateway.yaml", **_files(tmp_path, authority, new_token())):
             send(place.grpc, bodies(10, each=10), authority=authority.file, token=SENDER)
-            wait_for(front.refused.is_set, "the log refuses the old token")
-            (tmp_path / "token").write_text(LOG)
+            wait_for(lambda: "token_unknown" in service.said(), "the log refuses the old token")
+            (tmp_path / "token").write_text(token)
             check_complete(arrived(service, 10), range(10))

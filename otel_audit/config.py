@@ -8,6 +8,7 @@ import difflib
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, cast
 
 from otel_audit import names, receiver
@@ -21,6 +22,7 @@ from otel_audit._config_settings import (
     ServerSettings,
 )
 from otel_audit._config_values import UnfitError
+from otel_audit._senders_file import load_senders
 from otel_audit._yaml_file import Node, load_yaml
 from otel_audit.errors import ConfigError
 from otel_audit.forwarder import OtlpLogsSettings
@@ -57,13 +59,23 @@ def load(path: str | os.PathLike[str] | None = None, overrides: Mapping[str, obj
 
 
 def problems(path: str | os.PathLike[str]) -> list[ConfigError]:
-    """All that is wrong with a configuration file, in the order of its lines."""
+    """All that is wrong with a configuration file, in the order of its lines, and with the file of senders it names."""
     loaded = _Loading({})
     try:
         settings = loaded.settings(path)
     except ConfigError as e:
         return [e]
-    return loaded.problems or list(receiver.unfit(settings.receiver))
+    return loaded.problems or [*receiver.unfit(settings.receiver), *_senders_problems(settings)]
+
+
+def _senders_problems(settings: ServerSettings) -> Iterator[ConfigError]:
+    """What is wrong with the file of senders, where it is on this machine."""
+    path = settings.receiver.access.senders_file
+    if path is not None and Path(path).exists():
+        try:
+            load_senders(path)
+        except ConfigError as e:
+            yield e
 
 
 def tree(settings: ServerSettings) -> dict[str, Any]:

@@ -327,6 +327,15 @@ def test_settings_that_do_not_go_together_are_found_without_starting(
         assert part in str(found)
 
 
+def test_a_file_of_senders_is_looked_at_where_it_is_there(tmp_path: Path) -> None:
+    senders = tmp_path / "senders.yaml"
+    path = write(tmp_path, f"receivers: {{otlp: {{senders_file: {senders}}}}}")
+    assert config.problems(path) == []
+    senders.write_text("- {name: a}")
+    (found,) = config.problems(path)
+    assert "nothing says how it proves who it is" in str(found)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -316,6 +316,17 @@ def test_what_is_in_quarantine_counts_and_what_is_not_durable_does_not() -> None
         assert limited.enter(SHOWN)
     assert answer_of(limited, FakeLog(), body("payroll", spans=50)).verdict is Verdict.ACCEPTED
     assert turned_away(limited, SHOWN).reason == "rate_limited"
+    clock.now_s += 1000
+    timeless = [span(span_id=bytes([i + 1]) * 8, start_time_unix_nano=0) for i in range(50)]
+    assert answer_of(limited, FakeLog(), encoded(request(*timeless))).verdict is Verdict.ACCEPTED
+    assert turned_away(limited, SHOWN).reason == "rate_limited"
+
+
+def test_requests_without_records_count_too() -> None:
+    limited = gate(sender(rate_records_per_s=1, burst_records=3))
+    for _ in range(3):
+        answer_of(limited, FakeLog(), encoded(request(span(kind=1))))
+    assert turned_away(limited, SHOWN).reason == "rate_limited"
 
 
 def test_each_sender_has_its_own_rate() -> None:

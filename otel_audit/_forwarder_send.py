@@ -270,6 +270,8 @@ class _Http:
         self._connection.request("POST", self._path, body, self._headers)
         response = self._connection.getresponse()
         content = response.read(_RESPONSE_BYTES_MAX)
+        if len(content) < _RESPONSE_BYTES_MAX and response.length:  # it may have held a partial success
+            raise http.client.IncompleteRead(content, response.length)
         if not response.isclosed():
             self.close()  # the rest of an answer that long is not waited for
         return self._answer(response.status, response.headers.get("Retry-After"), content)

@@ -38,7 +38,7 @@ _PROBLEMS_MAX: Final = 100
 _EVENT: Final = names.EVENT_RECORD.encode()
 _SPAN: Final = struct.Struct("<2s16s2s8s2sBBBQBQ")
 _SPECIAL: Final = {
-    wire.field(1, key.encode()): key
+    key.encode(): key
     for key in (names.DURATION_NS, names.RECORD_ID, names.LOG_RECORD_UID, names.LOG_SEQ, names.PROBLEMS)
 }
 
@@ -112,7 +112,7 @@ def _span_of(raw: bytes, resource: bytes) -> tuple[bytes, Notes | None]:
     said = _Said()
     attributes: list[bytes] = []
     for attribute in record.attributes:
-        key = _SPECIAL.get(attribute[: attribute[1] + 2] if len(attribute) > 1 else b"")
+        key = _SPECIAL.get(_key_of(attribute))
         if key is None or _take(key, attribute, said):
             attributes.append(attribute)
     own = not said.passed_on or said.record_id is None or said.record_id != said.uid
@@ -136,6 +136,17 @@ def _span_of(raw: bytes, resource: bytes) -> tuple[bytes, Notes | None]:
         fields.append(attribute)
     fields.append(b"\x7a\0")
     return b"".join(fields), said.notes if said.notes.problems else None
+
+
+def _key_of(attribute: bytes) -> bytes:
+    """The key of an attribute; exporters write it first, a Collector last."""
+    if attribute[:1] == b"\x0a" and len(attribute) > 1 and attribute[1] < 0x80:
+        return attribute[2 : attribute[1] + 2]
+    try:
+        key: bytes = wire.parse_key_value(attribute).key
+    except wire.ProtobufError:
+        return b""  # which the reading of attributes will find and say
+    return key
 
 
 def _take(key: str, attribute: bytes, said: _Said) -> bool:

@@ -277,3 +277,18 @@ def test_an_empty_request_is_nothing() -> None:
 
 def test_times_are_kept_to_the_microsecond() -> None:
     assert record_of(log_record())["time"].timestamp() * 1e6 == pytest.approx(parse_time("2026-11-23T08:00:00.123456Z"))
+
+
+def test_the_order_of_fields_does_not_matter() -> None:
+    """A Collector writes the fields of each message from the last to the first."""
+
+    def reversed_fields(raw: bytes) -> bytes:
+        return b"".join(raw[tag:end] for _, tag, _, end in reversed(list(wire.fields(raw))))
+
+    log = log_record({**PASSED_ON, "audit.duration_ns": 5, "audit.action": "read"}, trace_id=TRACE, span_id=SPAN)
+    attributes = [wire.field(6, reversed_fields(a.SerializeToString())) for a in log.attributes]
+    del log.attributes[:]
+    raw = b"".join(attributes) + reversed_fields(log.SerializeToString())
+    decoded = check(Decoder().decode_logs(wire.field(1, wire.field(2, wire.field(2, raw)))))
+    (record,) = rows(decoded)
+    assert (record["span_id"], record["duration_ns"], record["attributes"]) == (SPAN, 5, None)

@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 import yaml
 
-from tests.collector.pipeline import Place, arrived, bodies, call, check_complete, post, send
-from tests.collector.support import CONFIGS, Service, validate_with_collector
+from tests.collector.pipeline import EXPORT, Place, arrived, bodies, call, check_complete, post, send
+from tests.collector.support import CONFIGS, Service, validate_with_collector, wait_for
 from tests.otlp_support import encoded, request
 
 FILES = ["agent.yaml", "fan-out.yaml", "gateway.yaml", "redaction.yaml"]
@@ -97,6 +99,47 @@ def test_the_collector_tells_of_its_queue(tmp_path: Path) -> None:
     asked = _asked_of_the_collector()
     assert late < asked
     assert asked - late <= names
+
+
+def test_what_is_refused_for_good_is_dropped_and_counted_as_the_alert_asks(tmp_path: Path) -> None:
+    """The one way in which these files lose data; the log itself gives no such answer to a Collector that it knows."""
+
+    def refuse(_: bytes, context: Any) -> bytes:
+        context.abort(grpc.StatusCode.PERMISSION_DENIED, "not you")
+        return b""
+
+    handler: Any = grpc.unary_unary_rpc_method_handler(refuse)
+    path, _, method = EXPORT.lstrip("/").partition("/")
+    server = grpc.server(ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(path, {method: handler}),))
+    place = Place(tmp_path, f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    server.start()
+
+    def dropped() -> dict[str, float]:
+        return {s: v for s, v in place.metrics().items() if s.startswith("otelcol_exporter_send_failed_spans")}
+
+    try:
+        with place.start("agent.yaml") as collector:
+            send(place.grpc, bodies(10, each=10))
+            wait_for(dropped, "the drop is counted")
+            ((series, value),) = dropped().items()
+            assert 'exporter="otlp_grpc/audit"' in series
+            assert 'error_permanent="true"' in series
+            assert value == 10
+            assert "Dropping data" in collector.said()
+    finally:
+        server.stop(None).wait()
+
+
+def test_a_collector_that_is_stopped_keeps_what_it_could_not_deliver(tmp_path: Path) -> None:
+    with Service(tmp_path / "log") as service:
+        address = service.grpc
+    place = Place(tmp_path, address)
+    with place.start("agent.yaml") as collector:
+        send(place.grpc, bodies(100, each=10))
+        collector.terminate()
+    with place.start("agent.yaml"), Service(tmp_path / "log", grpc=address) as service:
+        check_complete(arrived(service, 100), range(100))
 
 
 def _asked_of_the_collector() -> set[str]:

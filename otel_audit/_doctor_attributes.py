@@ -9,7 +9,9 @@ from otel_audit import names
 __all__ = ["PATH_KEYS", "RESOURCE_KEYS", "SPAN_KEYS", "is_identity", "is_path", "matching", "some"]
 
 _AUDIT: Final = tuple(
-    value for name, value in vars(names).items() if isinstance(value, str) and value.startswith("audit.") and name.isupper()
+    value
+    for name, value in vars(names).items()
+    if isinstance(value, str) and value.startswith("audit.") and name.isupper()
 )
 PATH_KEYS: Final = frozenset(names.URL_PATH + names.HTTP_TARGET + names.HTTP_URL)
 """A record's target comes from one of these, where there is no `audit.target.id`; they may hold what must be masked."""

@@ -80,7 +80,9 @@ class Collector:
 
     def leading_to(self, exporter: str) -> list[Pipeline]:
         """The pipelines that lead to an exporter, directly or through connectors of the same signal; nearest first."""
-        found = [p for p in self.pipelines.values() if p.signal in SIGNALS and any(r.id == exporter for r in p.exporters)]
+        found = [
+            p for p in self.pipelines.values() if p.signal in SIGNALS and any(r.id == exporter for r in p.exporters)
+        ]
         for pipeline in found:  # grows on the way
             for ref in pipeline.receivers:
                 if ref.id in self.components["connectors"]:

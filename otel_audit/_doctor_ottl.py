@@ -72,7 +72,7 @@ def _split(text: str) -> tuple[list[str], str]:
             quoted = _TEXT.match(text, at)
             at = quoted.end() if quoted else len(text)
             continue
-        if character in ")" and depth == 0:
+        if character == ")" and depth == 0:
             break
         if character == "," and depth == 0:
             arguments.append(text[start:at])
@@ -110,12 +110,36 @@ def _whole(path: _Path) -> bool:
     return path.field == "attributes" and path.key is None
 
 
-def _only_where_nil(path: _Path, where: str, context_free: bool = False) -> bool:
-    """Whether the condition asks that the target is not set yet."""
-    key = re.escape(path.key or "")
-    target = rf'{re.escape(path.field)}\[\s*"{key}"\s*\]' if path.key is not None else re.escape(path.field)
-    alternatives = re.search(r"\bor\b", where)
-    return bool(re.search(rf'{target}\s*==\s*(nil|"")', where)) and not alternatives and not context_free
+def _only_where_nil(path: _Path, where: str) -> bool:
+    """Whether the condition asks, beside whatever else, that the target is not set yet."""
+    target = re.escape(path.field)
+    if path.key is not None:
+        target += rf'\[\s*"{re.escape(path.key)}"\s*\]'
+    unset = re.compile(rf'(?:[a-z_]+\.)?{target}\s*==\s*(?:nil|"")')
+    return any(unset.fullmatch(part) for part in _conjuncts(where))
+
+
+def _conjuncts(where: str) -> list[str]:
+    """The conditions that must all hold; none where an `or` stands between them."""
+    where = where.strip()
+    depth, start, at, parts = 0, 0, 0, []
+    while at < len(where):
+        quoted = _TEXT.match(where, at)
+        if quoted:
+            at = quoted.end()
+            continue
+        depth += (where[at] in "([{") - (where[at] in ")]}")
+        word = (
+            re.match(r"\b(and|or)\b", where[at:]) if depth == 0 and (at == 0 or not where[at - 1].isalnum()) else None
+        )
+        if word and word[1] == "or":
+            return []
+        if word:
+            parts.append(where[start:at].strip())
+            start = at = at + len(word[1])
+            continue
+        at += 1
+    return [*parts, where[start:].strip()]
 
 
 # --- functions ------------------------------------------------------------------------------------------------------------
@@ -124,7 +148,7 @@ def _set(path: _Path, arguments: list[str], where: str) -> Iterator[Harm]:
         yield Harm("kind-changed", "it sets the kind of spans")
     elif path.field == "name" and path.context == "span":
         yield Harm("name-changed", "it renames spans")
-    elif path.field in _SPAN_FIELDS or _whole(path) or (path.field == "cache" and False):
+    elif path.field in _SPAN_FIELDS or _whole(path):
         if not _only_where_nil(path, where):
             yield Harm("span-changed", f"it sets {_name(path)}")
     elif path.field == "attributes" and path.key is not None:
@@ -202,7 +226,7 @@ def _replace_all(path: _Path, _: list[str], __: str) -> Iterator[Harm]:
 
 def _merge_maps(path: _Path, arguments: list[str], _: str) -> Iterator[Harm]:
     if _whole(path) and '"insert"' not in arguments:
-        yield Harm("identity-changed", "it writes a map over the attributes, whatever its keys are (not with \"insert\")")
+        yield Harm("identity-changed", 'it writes a map over the attributes, whatever its keys are (not with "insert")')
 
 
 def _rename(_: _Path, __: list[str], ___: str) -> Iterator[Harm]:

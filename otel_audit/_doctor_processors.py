@@ -138,7 +138,9 @@ def _redaction(report: Report, settings: Node, ref: Ref, _: str) -> None:
         allowed = ignored | set(_texts(settings.at("allowed_keys")))
         gone = [key for key in SPAN_KEYS if key not in allowed]
         if gone:
-            report.add("identity-removed", deepest(settings, "allowed_keys"), ref.id, f"its allowed_keys lack {some(gone)}")
+            report.add(
+                "identity-removed", deepest(settings, "allowed_keys"), ref.id, f"its allowed_keys lack {some(gone)}"
+            )
     blocked = settings.at("blocked_key_patterns")
     for item in blocked.items if blocked is not None else []:
         masked = [key for key in matching(str(item.value), SPAN_KEYS) if key not in ignored]
@@ -217,7 +219,9 @@ _SPLITTERS: Final = {
 }
 
 
-def check_connector(report: Report, collector: Collector, pipeline: Pipeline, ref: Ref, ways: Iterable[Pipeline]) -> None:
+def check_connector(
+    report: Report, collector: Collector, pipeline: Pipeline, ref: Ref, ways: Iterable[Pipeline]
+) -> None:
     """Judge a connector that feeds a pipeline on the way to the audit log.
 
     Args:
@@ -243,7 +247,9 @@ def check_connector(report: Report, collector: Collector, pipeline: Pipeline, re
 
 
 def _splitter(report: Report, collector: Collector, ref: Ref, settings: Node, ways: set[str]) -> None:
-    others = [p.id for p in collector.pipelines.values() if any(r.id == ref.id for r in p.receivers) and p.id not in ways]
+    others = [
+        p.id for p in collector.pipelines.values() if any(r.id == ref.id for r in p.receivers) and p.id not in ways
+    ]
     if others:
         report.add("connector-splits", settings, ref.id, f"{_SPLITTERS[ref.type]}, also to {some(others)}")
 

@@ -64,7 +64,9 @@ def _kafka(report: Report, settings: Node, name: str) -> None:
     on_error = [settings.at("message_marking", key) for key in ("on_error", "on_permanent_error")]
     marked = _first(node for node in on_error if node is not None and truth(node, default=False))
     if not after:
-        report.add("kafka-marks-early", deepest(settings, "message_marking", "after"), name, "it marks before handing on")
+        report.add(
+            "kafka-marks-early", deepest(settings, "message_marking", "after"), name, "it marks before handing on"
+        )
     elif marked is not None:
         report.add("kafka-marks-early", marked, name, "it marks what failed")
     if str((settings.at("initial_offset") or Node("latest", "", 0)).value) != "earliest":

@@ -96,7 +96,9 @@ extensions:
     directory: /var/lib/otelcol/audit-queue   # on a disk that outlives the Collector
     create_directory: true
     fsync: true"""
-_OUT: Final = "take it out of the pipelines that lead to the audit log; a sampled branch for traces may stand beside them"
+_OUT: Final = (
+    "take it out of the pipelines that lead to the audit log; a sampled branch for traces may stand beside them"
+)
 _TLS: Final = """\
 exporters:
   NAME:
@@ -153,7 +155,9 @@ RULES: Final[dict[str, Rule]] = {
         "exporters:\n  otlp_grpc/audit:\n    endpoint: otel-audit:4317",
     ),
     "receiver-not-audited": Rule(
-        "note", "what it receives goes to other pipelines, never to the audit log", "add it to traces/audit, if it should"
+        "note",
+        "what it receives goes to other pipelines, never to the audit log",
+        "add it to traces/audit, if it should",
     ),
     "shared-receiver": Rule(
         "note",
@@ -191,7 +195,9 @@ RULES: Final[dict[str, Rule]] = {
         "exporters:\n  NAME:\n    sending_queue:\n      batch: {sizer: bytes, max_size: 4000000, flush_timeout: 200ms}",
     ),
     "holds-in-memory": Rule(
-        "error", "it answers success while the data waits in its memory: a crash loses it, and a full buffer drops it", _OUT
+        "error",
+        "it answers success while the data waits in its memory: a crash loses it, and a full buffer drops it",
+        _OUT,
     ),
     "memory-limiter-missing": Rule(
         "warning",
@@ -284,7 +290,9 @@ RULES: Final[dict[str, Rule]] = {
         "the Collector refuses wait_for_result together with storage",
         "remove wait_for_result: the queue on disk makes the answer true",
     ),
-    "queue-small": Rule("warning", "a short outage of the audit log fills it, and senders then wait or lose data", _QUEUE),
+    "queue-small": Rule(
+        "warning", "a short outage of the audit log fills it, and senders then wait or lose data", _QUEUE
+    ),
     "queue-sizer": Rule(
         "note",
         "a queue counted in requests takes as much disk as the requests happen to need",
@@ -316,7 +324,9 @@ RULES: Final[dict[str, Rule]] = {
         "exporters:\n  NAME:\n    timeout: 40s",
     ),
     "no-compression": Rule(
-        "note", "OTLP without compression takes five to ten times the bandwidth", "exporters:\n  NAME:\n    compression: gzip"
+        "note",
+        "OTLP without compression takes five to ten times the bandwidth",
+        "exporters:\n  NAME:\n    compression: gzip",
     ),
     "loadbalancing-queue": Rule(
         "error",
@@ -379,7 +389,9 @@ RULES: Final[dict[str, Rule]] = {
         "extensions:\n  NAME:\n    compaction:\n      directory: THE_SAME_DIRECTORY",
     ),
     "storage-type": Rule(
-        "note", "how durable it is depends on the database", "use file_storage with fsync: true, or be sure of the database"
+        "note",
+        "how durable it is depends on the database",
+        "use file_storage with fsync: true, or be sure of the database",
     ),
     # --- the wire -----------------------------------------------------------------------------------------------------
     "tls-insecure": Rule("warning", "who is on the network can read and change calls", _TLS),

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Collection
 from typing import Final
 
-from otel_audit._doctor_model import KINDS, Collector, Ref
+from otel_audit._doctor_model import KINDS, Collector, Pipeline, Ref
 from otel_audit._doctor_rules import Report
 from otel_audit._yaml_file import Node
 
@@ -45,24 +45,30 @@ def check_names(report: Report, collector: Collector) -> None:
     for ref in collector.extensions:
         _defined(report, collector, ref, ("extensions",))
     for pipeline in collector.pipelines.values():
-        for ref in pipeline.receivers:
-            _defined(report, collector, ref, ("receivers", "connectors"))
-        for ref in pipeline.processors:
-            _defined(report, collector, ref, ("processors",))
-        for ref in pipeline.exporters:
-            _defined(report, collector, ref, ("exporters", "connectors"))
-            if ref.type in _REMOVED_EXPORTERS and ref.id in collector.components["exporters"]:
-                report.add("removed-component", collector.component("exporters", ref), ref.id)
-        for kind, refs in (("receiver", pipeline.receivers), ("exporter", pipeline.exporters)):
-            if not refs:
-                report.add("pipeline-incomplete", pipeline.node, pipeline.id, f"it has no {kind}")
+        _pipeline_names(report, collector, pipeline)
+
+
+def _pipeline_names(report: Report, collector: Collector, pipeline: Pipeline) -> None:
+    for ref in pipeline.receivers:
+        _defined(report, collector, ref, ("receivers", "connectors"))
+    for ref in pipeline.processors:
+        _defined(report, collector, ref, ("processors",))
+    for ref in pipeline.exporters:
+        _defined(report, collector, ref, ("exporters", "connectors"))
+        if ref.type in _REMOVED_EXPORTERS and ref.id in collector.components["exporters"]:
+            report.add("removed-component", collector.component("exporters", ref), ref.id)
+    for kind, refs in (("receiver", pipeline.receivers), ("exporter", pipeline.exporters)):
+        if not refs:
+            report.add("pipeline-incomplete", pipeline.node, pipeline.id, f"it has no {kind}")
 
 
 def _defined(report: Report, collector: Collector, ref: Ref, kinds: tuple[str, ...]) -> None:
     if any(ref.id in collector.components[kind] for kind in kinds):
         return
     known = [name for kind in kinds for name in collector.components[kind]]
-    report.add("undefined-component", ref.node, ref.id, f"{ref.id} is in no section {' or '.join(kinds)}{_near(ref.id, known)}")
+    report.add(
+        "undefined-component", ref.node, ref.id, f"{ref.id} is in no section {' or '.join(kinds)}{_near(ref.id, known)}"
+    )
 
 
 def _near(name: str, known: Collection[str]) -> str:

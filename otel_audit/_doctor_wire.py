@@ -10,7 +10,6 @@ from otel_audit._yaml_file import Node
 
 __all__ = ["check_client", "check_kafka_client", "check_server", "host_of", "is_loopback"]
 
-_SCHEME: Final = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*):(?://)?/?", re.IGNORECASE)
 _CREDENTIAL: Final = re.compile(r"authorization|api[-_]?key|token|secret|password", re.IGNORECASE)
 
 
@@ -30,7 +29,9 @@ def host_of(endpoint: str) -> str:
 
 def is_loopback(host: str) -> bool:
     """Whether a host can only be this machine; an unknown one counts as such, for nothing can be said of it."""
-    return host in ("", "localhost", "::1") or bool(re.fullmatch(r"127(\.\d+){1,3}", host)) or host.endswith(".localhost")
+    return (
+        host in ("", "localhost", "::1") or bool(re.fullmatch(r"127(\.\d+){1,3}", host)) or host.endswith(".localhost")
+    )
 
 
 def _texts(node: Node | None) -> str:
@@ -84,9 +85,8 @@ def check_kafka_client(report: Report, settings: Node, name: str) -> None:
 def check_server(report: Report, settings: Node, name: str) -> None:
     """Judge what one protocol of a receiver listens on."""
     endpoint = settings.at("endpoint")
-    if endpoint is None or is_loopback(host_of(_texts(endpoint))):
-        if endpoint is None or not _texts(endpoint).startswith(":"):
-            return
+    if endpoint is None or (is_loopback(host_of(_texts(endpoint))) and not _texts(endpoint).startswith(":")):
+        return
     mutual = settings.at("tls", "client_ca_file")
     auth = settings.at("auth")
     has_auth = auth is not None and bool(auth.value)

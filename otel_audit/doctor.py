@@ -41,7 +41,9 @@ def examine(collectors: Sequence[Sequence[str]], *, exporters: Sequence[str] = (
     missing = [name for name in exporters if all(name not in c.components["exporters"] for c in loaded)]
     if missing:
         known = sorted({name for c in loaded for name in c.components["exporters"]})
-        raise UsageError("examine", f"exporter {missing[0]}", "it is in none of the files", f"they have {', '.join(known)}")
+        raise UsageError(
+            "examine", f"exporter {missing[0]}", "it is in none of the files", f"they have {', '.join(known)}"
+        )
     for collector in loaded:
         _examine(report, collector, [name for name in exporters if name in collector.components["exporters"]])
     return sorted(report, key=lambda f: (_ORDER[f.severity], f.file, f.line, f.rule))

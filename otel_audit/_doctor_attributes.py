@@ -6,7 +6,17 @@ from typing import Final
 
 from otel_audit import names
 
-__all__ = ["PATH_KEYS", "RESOURCE_KEYS", "SPAN_KEYS", "is_identity", "is_path", "matching", "some"]
+__all__ = [
+    "PATH_KEYS",
+    "RESOURCE_KEYS",
+    "SPAN_KEYS",
+    "is_identity",
+    "is_path",
+    "masks_identity",
+    "matching",
+    "spares_path",
+    "some",
+]
 
 _AUDIT: Final = tuple(
     value
@@ -41,6 +51,14 @@ RESOURCE_KEYS: Final = (
 )
 """Attributes of resources that a record's columns come from."""
 
+_VALUES: Final = (
+    "acme", "sync-01", "plugin-0042", "Nightly sync", "crm-2026", "1234567", "9f3a66c1-07be-4d90-812a-5e2f9a01c0de",
+    "192.0.2.10", "2001:db8::1", "jane.doe@example.com", "+4917012345678", "GET", "/contacts/{id}", "pkg.Service/Method",
+)  # fmt: skip
+"""Values as columns of identity hold them, to try patterns that mask values on."""
+_BEHIND_PATH: Final = re.compile(r"(?:\(\?i\))?(?:\[[?#&\\]+\]|\\\?|#|\(\?:?\\\?)")
+_USER_INFO: Final = re.compile(r"\^.*://.*@\)?\Z")
+
 
 def is_identity(key: str, *, resource: bool = False) -> bool:
     """Whether a record says something else when this attribute changes."""
@@ -61,6 +79,16 @@ def matching(pattern: str, keys: Iterable[str]) -> list[str]:
     except re.error:
         return list(keys)
     return [key for key in keys if compiled(key)]
+
+
+def masks_identity(pattern: str) -> bool:
+    """Whether a pattern for values also matches what ids, names and addresses look like."""
+    return bool(matching(pattern, _VALUES))
+
+
+def spares_path(pattern: str) -> bool:
+    """Whether a pattern can only match the query and fragment of an address, or its user and password, never its path."""
+    return bool(_BEHIND_PATH.match(pattern) or _USER_INFO.match(pattern))
 
 
 def some(keys: Collection[str]) -> str:

@@ -148,6 +148,9 @@ def load_collector(files: Sequence[str]) -> Collector:
             raise ConfigError("read configuration", node.place, "it is not the configuration of a Collector")
         root = node if root is None or root.value is None else merge(root, node)
     assert root is not None
+    if "exporters" not in root.mapping and {"log", "exclude_routes"} & root.mapping.keys():
+        hint = "otel-audit validate checks it; doctor is for Collectors"
+        raise ConfigError("read configuration", root.file, "it is the configuration of otel-audit serve", hint)
     collector = Collector(" + ".join(files), root, unset=unset, unresolved=unresolved)
     collector.components = {kind: dict(_child(root, kind).mapping) for kind in KINDS}
     service = _child(root, "service")

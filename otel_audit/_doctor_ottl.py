@@ -7,7 +7,16 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from otel_audit._doctor_attributes import RESOURCE_KEYS, SPAN_KEYS, is_identity, is_path, matching, some
+from otel_audit._doctor_attributes import (
+    RESOURCE_KEYS,
+    SPAN_KEYS,
+    is_identity,
+    is_path,
+    masks_identity,
+    matching,
+    some,
+    spares_path,
+)
 
 __all__ = ["Harm", "harms"]
 
@@ -212,25 +221,38 @@ def _truncate_all(path: _Path, arguments: list[str], _: str) -> Iterator[Harm]:
         yield Harm("attributes-limited", f"it cuts values to {arguments[0]} characters")
 
 
-def _replace_one(path: _Path, _: list[str], where: str) -> Iterator[Harm]:
-    if path.field == "name" and path.context == "span":
+def _replace_one(path: _Path, arguments: list[str], where: str) -> Iterator[Harm]:
+    pattern = _unquoted(next(iter(_TEXT.findall(" ".join(arguments))), ""))
+    if path.key is not None and is_identity(path.key, resource=path.context == "resource"):
+        yield from _set_key(path, [], where)
+    elif spares_path(pattern):
+        return
+    elif path.field == "name" and path.context == "span":
         yield Harm("name-changed", "it renames spans")
     elif path.key is not None:
         yield from _set_key(path, [], where)
 
 
-def _replace_all(path: _Path, _: list[str], __: str) -> Iterator[Harm]:
-    if _whole(path):
+def _replace_all(path: _Path, arguments: list[str], _: str) -> Iterator[Harm]:
+    texts = [_unquoted(t) for t in _TEXT.findall(" ".join(arguments))]
+    if not _whole(path) or not texts:
+        return
+    if texts[0] == "key" and len(texts) > 1:
+        renamed = matching(texts[1], _known_keys(path))
+        if renamed:
+            yield Harm("identity-removed", f"it renames {some(renamed)}")
+    elif masks_identity(texts[1] if texts[0] == "value" and len(texts) > 1 else texts[0]):
         yield Harm("values-masked", "it replaces in all attributes")
+
+
+def _replace_all_matches(path: _Path, _: list[str], __: str) -> Iterator[Harm]:
+    if _whole(path):
+        yield Harm("values-masked", "it replaces whole values in all attributes")
 
 
 def _merge_maps(path: _Path, arguments: list[str], _: str) -> Iterator[Harm]:
     if _whole(path) and '"insert"' not in arguments:
         yield Harm("identity-changed", 'it writes a map over the attributes, whatever its keys are (not with "insert")')
-
-
-def _rename(_: _Path, __: list[str], ___: str) -> Iterator[Harm]:
-    yield Harm("name-changed", "it renames spans")
 
 
 def _unquoted(text: str) -> str:
@@ -256,6 +278,6 @@ _FUNCTIONS: Final = {
     "replace_pattern": _replace_one,
     "replace_match": _replace_one,
     "replace_all_patterns": _replace_all,
-    "replace_all_matches": _replace_all,
+    "replace_all_matches": _replace_all_matches,
     "merge_maps": _merge_maps,
 }

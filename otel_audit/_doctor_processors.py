@@ -6,7 +6,7 @@ Source: READMEs and configuration structs of opentelemetry-collector(-contrib) 0
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from otel_audit._doctor_attributes import RESOURCE_KEYS, SPAN_KEYS, is_identity, is_path, matching, some
+from otel_audit._doctor_attributes import RESOURCE_KEYS, SPAN_KEYS, is_identity, is_path, masks_identity, matching, some
 from otel_audit._doctor_model import Collector, Pipeline, Ref, deepest, seconds, truth
 from otel_audit._doctor_ottl import harms
 from otel_audit._doctor_rules import Report
@@ -147,7 +147,7 @@ def _redaction(report: Report, settings: Node, ref: Ref, _: str) -> None:
         if masked:
             report.add("identity-changed", item, ref.id, f"it masks {some(masked)}")
     values = settings.at("blocked_values")
-    if values is not None and values.items:
+    if values is not None and any(masks_identity(pattern) for pattern in _texts(values)):
         report.add("values-masked", values, ref.id, "it masks values in all attributes that are not in ignored_keys")
 
 

@@ -12,7 +12,7 @@ from otel_audit.doctor import RULES, examine
 from tests.tools import ROOT
 
 BAD = sorted((Path(__file__).parent / "bad").glob("*.yaml"))
-OURS = sorted(p for p in (ROOT / "collector-config").rglob("*.yaml") if "\nservice:" in p.read_text())
+OURS = sorted(p for p in (ROOT / "collector-config").rglob("*.yaml") if "\n  pipelines:" in p.read_text())
 _EXPECTED = re.compile(r"# expect: (.+)$")
 
 

@@ -14,8 +14,8 @@ __all__ = [
     "is_path",
     "masks_identity",
     "matching",
-    "spares_path",
     "some",
+    "spares_path",
 ]
 
 _AUDIT: Final = tuple(

@@ -125,7 +125,7 @@ def _only_where_nil(path: _Path, where: str) -> bool:
     if path.key is not None:
         target += rf'\[\s*"{re.escape(path.key)}"\s*\]'
     unset = re.compile(rf'(?:[a-z_]+\.)?{target}\s*==\s*(?:nil|"")')
-    return any(unset.fullmatch(part) for part in _conjuncts(where))
+    return any(unset.fullmatch(part.strip("() ")) for part in _conjuncts(where))
 
 
 def _conjuncts(where: str) -> list[str]:

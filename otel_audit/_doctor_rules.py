@@ -192,7 +192,7 @@ RULES: Final[dict[str, Rule]] = {
         "error",
         "it answers success while the data is in its memory only, and drops what the exporter then refuses",
         "remove it, and let the exporter batch behind its queue on disk:\n"
-        "exporters:\n  NAME:\n    sending_queue:\n      batch: {sizer: bytes, max_size: 4000000, flush_timeout: 200ms}",
+        "exporters:\n  otlp_grpc/audit:\n    sending_queue:\n      batch: {sizer: bytes, max_size: 4000000, flush_timeout: 200ms}",
     ),
     "holds-in-memory": Rule(
         "error",

@@ -77,7 +77,7 @@ def _examine(report: Report, collector: Collector, exporters: Sequence[str]) -> 
     check_settings(report, collector)
     check_operation(report, collector)
     ways: list[Pipeline] = []
-    for name in exporters or (guess_exporters(collector) if collector.pipelines else ()):
+    for name in exporters or _guessed(report, collector):
         settings = collector.components["exporters"][name]
         check_exporter(report, collector, Ref(name, settings))
         _use(report, collector, name, settings)
@@ -85,6 +85,18 @@ def _examine(report: Report, collector: Collector, exporters: Sequence[str]) -> 
     for pipeline in ways:
         _pipeline(report, collector, pipeline, ways)
     _receivers(report, collector, ways)
+
+
+def _guessed(report: Report, collector: Collector) -> list[str]:
+    """The exporters that lead to the log; none where the configuration is so broken that the Collector would refuse it."""
+    if not collector.pipelines:
+        return []
+    try:
+        return guess_exporters(collector)
+    except UsageError:
+        if any(f.severity == "error" for f in report):
+            return []
+        raise
 
 
 def _use(report: Report, collector: Collector, name: str, settings: Node) -> None:

@@ -13,6 +13,7 @@ from tests.tools import ROOT
 
 BAD = sorted((Path(__file__).parent / "bad").glob("*.yaml"))
 OURS = sorted(p for p in (ROOT / "collector-config").rglob("*.yaml") if "\n  pipelines:" in p.read_text())
+DOCS = ROOT / "docs" / "doctor.md"
 _EXPECTED = re.compile(r"# expect: (.+)$")
 
 
@@ -35,3 +36,18 @@ def test_a_bad_configuration_has_its_findings_and_only_those(path: Path) -> None
 
 def test_every_rule_has_a_bad_example() -> None:
     assert set(RULES) == {rule for path in BAD for _, rule in expected(path)}
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda p: p.stem)
+def test_no_false_alarm_on_configurations_of_ours(path: Path) -> None:
+    assert [f for f in examine([[str(path)]]) if f.severity != "note"] == []
+
+
+def test_every_rule_is_documented_with_its_severity() -> None:
+    documented = dict(re.findall(r"^\| `([a-z-]+)` \| (error|warning|note)\b", DOCS.read_text(), flags=re.MULTILINE))
+    assert documented == {name: rule.severity for name, rule in RULES.items()}
+
+
+def test_the_table_in_the_documentation_says_why() -> None:
+    text = DOCS.read_text()
+    assert [name for name, rule in RULES.items() if rule.why not in text] == []

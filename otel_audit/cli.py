@@ -18,6 +18,7 @@ import click
 from otel_audit import __version__
 from otel_audit._cli_common import dir_option, json_option, say, write_out
 from otel_audit._cli_config import print_config, validate
+from otel_audit._cli_doctor import doctor
 from otel_audit._cli_export import export
 from otel_audit._cli_find import find, show, tail
 from otel_audit._cli_gaps import gaps
@@ -175,6 +176,7 @@ for _command in (
     validate,
     print_config,
     token,
+    doctor,
     find,
     show,
     tail,

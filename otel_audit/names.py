@@ -61,6 +61,8 @@ ACTION_STOP: Final = "otel_audit.stop"
 """A source ended in good order; its last record."""
 ACTION_LOSS: Final = "otel_audit.loss"
 """Records of this source were dropped; `audit.loss.*` say how many, which and why."""
+ACTION_CANARY: Final = "otel_audit.canary"
+"""A call that did not happen: `otel-audit doctor --canary` sent it to see whether it arrives."""
 
 ACTION_OWN_PREFIX: Final = "otel_audit."
 

@@ -1,0 +1,79 @@
+"""What receivers of pipelines towards the audit log refuse, lose, or let in.
+
+Source: `otlpreceiver`, `configgrpc`, `confighttp`, `kafkareceiver` of opentelemetry-collector(-contrib) 0.155.0 and 0.165.0.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from otel_audit._doctor_model import Collector, Ref, deepest, truth
+from otel_audit._doctor_rules import Report
+from otel_audit._doctor_wire import check_kafka_client, check_server
+from otel_audit._yaml_file import Node
+
+__all__ = ["check_receiver"]
+
+_MIB: Final = 1024 * 1024
+_REQUEST_MIN_MIB: Final = 16
+_UDP: Final = ("thrift_compact", "thrift_binary")
+_OTHERS: Final = ("zipkin", "jaeger", "opencensus", "skywalking", "otelarrow", "datadog", "awsxray")
+_REMOVED: Final = {"opencensus": "OpenCensus has ended; use otlp"}
+
+
+def check_receiver(report: Report, collector: Collector, ref: Ref) -> None:
+    """Judge a receiver that feeds a pipeline towards the audit log."""
+    settings = collector.component("receivers", ref)
+    if ref.type == "otlp":
+        _otlp(report, settings, ref.id)
+    elif ref.type == "kafka":
+        _kafka(report, settings, ref.id)
+    elif ref.type == "jaeger":
+        for protocol in _UDP:
+            node = settings.at("protocols", protocol)
+            if node is not None:
+                report.add("receiver-udp", node, ref.id, protocol)
+    elif ref.type in ("awsxray", "carbon", "statsd"):
+        report.add("receiver-udp", settings, ref.id)
+    elif ref.type not in _OTHERS:
+        report.add("unknown-component", ref.node, ref.id)
+    if ref.type in _REMOVED:
+        report.add("removed-component", settings, ref.id, _REMOVED[ref.type])
+
+
+def _otlp(report: Report, settings: Node, name: str) -> None:
+    grpc, http = settings.at("protocols", "grpc"), settings.at("protocols", "http")
+    for protocol in (grpc, http):
+        if protocol is not None:
+            check_server(report, protocol, name)
+    if grpc is not None:
+        limit = grpc.at("max_recv_msg_size_mib")
+        size = limit.value if limit is not None and limit.value else 4
+        if isinstance(size, int) and size < _REQUEST_MIN_MIB:
+            report.add("receiver-message-limit", limit or grpc, name, f"gRPC requests are limited to {size} MiB")
+    if http is not None:
+        limit = http.at("max_request_body_size")
+        size = limit.value if limit is not None and limit.value else 20 * _MIB
+        if isinstance(size, int) and size < _REQUEST_MIN_MIB * 1_000_000:
+            report.add("receiver-message-limit", limit or http, name, f"HTTP requests are limited to {size:,} bytes")
+
+
+def _kafka(report: Report, settings: Node, name: str) -> None:
+    check_kafka_client(report, settings, name)
+    marking = settings.at("message_marking")
+    after = truth(settings.at("message_marking", "after"), default=False)
+    on_error = [settings.at("message_marking", key) for key in ("on_error", "on_permanent_error")]
+    marked = _first(node for node in on_error if node is not None and truth(node, default=False))
+    if not after:
+        report.add(
+            "kafka-marks-early", deepest(settings, "message_marking", "after"), name, "it marks before handing on"
+        )
+    elif marked is not None:
+        report.add("kafka-marks-early", marked, name, "it marks what failed")
+    if str((settings.at("initial_offset") or Node("latest", "", 0)).value) != "earliest":
+        report.add("kafka-initial-offset", deepest(settings, "initial_offset"), name)
+    if after and not truth(settings.at("error_backoff", "enabled"), default=False):
+        report.add("kafka-no-backoff", deepest(settings, "error_backoff", "enabled") if marking else settings, name)
+
+
+def _first(nodes: Iterable[Node]) -> Node | None:
+    return next(iter(nodes), None)

@@ -212,23 +212,25 @@ class Gate:
         """All senders; None: nobody asks."""
         return self.watched.current if self.watched is not None else self._fixed
 
-    def enter(self, credentials: Credentials, *, certificate_wanted: bool = False) -> Visit:
+    def enter(self, shown: Callable[[], Credentials], *, certificate_wanted: bool = False) -> Visit:
         """Let a request in; its body is not read yet.
 
         Args:
-            credentials: what it shows.
+            shown: gives what it shows; not asked for where nobody wants to know.
             certificate_wanted: whether it must have a client certificate, whoever sends it.
 
         Raises:
             TurnedAwayError: it is not known who sends it, or he has sent too much.
         """
         directory = self.directory
-        token = credentials.token if directory is not None else None
+        if directory is None and not certificate_wanted:
+            return _ANYBODY
+        credentials = shown()
         if certificate_wanted and not credentials.certified:
             raise self._stranger("certificate_missing", "a client certificate is needed", credentials)
         if directory is None:
             return _ANYBODY
-        digest = digest_of(token) if token is not None else None
+        digest = digest_of(credentials.token) if credentials.token is not None else None
         sender = directory.find(digest, credentials.names)
         if sender is None:
             raise self._unknown(digest, credentials)

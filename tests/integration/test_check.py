@@ -14,7 +14,8 @@ import pytest
 from otel_audit._check_destination import Tried, try_destination
 from otel_audit.capture._apps import FRAMEWORKS
 from tests.capture_support import APPS, BIN, environment, free_port, grpc_sink, http_sink
-from tests.integration.test_capture_tls import Authority, receiver
+from tests.certificates import Authority
+from tests.integration.test_capture_tls import receiver
 
 CHECK_APPS = Path(__file__).parent / "check_apps"
 INSTRUMENT = str(BIN / "opentelemetry-instrument")

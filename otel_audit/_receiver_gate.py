@@ -6,7 +6,7 @@ Without senders in the settings it is open, and costs nothing.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -182,12 +182,20 @@ class Gate:
     Args:
         settings: who may send.
         clock: monotonic seconds; tests replace it.
+        certificates: whether any protocol asks for client certificates.
 
     Raises:
-        ConfigError: the senders cannot be read.
+        ConfigError: the senders cannot be read, or one could never be known.
     """
 
-    def __init__(self, settings: AccessSettings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: AccessSettings,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        certificates: bool = True,
+    ) -> None:
+        self._certificates = certificates
         self._settings = settings
         self._clock = clock
         self._lock = threading.Lock()  # guards the buckets; the other fields are replaced as wholes
@@ -200,12 +208,19 @@ class Gate:
             hint = "give one of them"
             raise ConfigError("read senders", "receivers.otlp.senders", "there is senders_file as well", hint)
         if settings.senders is not None:
-            self._fixed = Directory(settings.senders)
+            self._fixed = self._usable(settings.senders)
         elif settings.senders_file is not None:
             path = settings.senders_file
             self.watched = Watched(
-                f"the senders of {path}", [path], lambda: Directory(load_senders(path)), settings.reload_interval_s
+                f"the senders of {path}", [path], lambda: self._usable(load_senders(path)), settings.reload_interval_s
             )
+
+    def _usable(self, senders: Sequence[Sender]) -> Directory:
+        directory = Directory(senders)
+        if directory.by_certificate and not self._certificates:
+            reason = "a sender is known by its certificate, but no protocol asks for one"
+            raise ConfigError("read senders", "receivers.otlp", reason, "set tls.client_ca_file of grpc or http")
+        return directory
 
     @property
     def directory(self) -> Directory | None:

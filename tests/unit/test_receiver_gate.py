@@ -132,6 +132,18 @@ def test_a_broken_file_changes_nothing_but_is_complained_of_once(
     assert (gate.watched.stale, gate.watched.reloads) == (False, 1)
 
 
+def test_a_sender_that_could_never_be_known_is_a_fault_also_later(tmp_path: Path) -> None:
+    path = tmp_path / "senders.yaml"
+    path.write_text(line("crm", TOKEN))
+    gate = Gate(AccessSettings(senders_file=str(path)), certificates=False)
+    assert gate.watched
+    path.write_text("- {name: edge, certificate: edge}\n")
+    gate.watched.poll()
+    assert gate.watched.stale
+    with pytest.raises(ConfigError, match="no protocol asks for one"):
+        Gate(AccessSettings(senders_file=str(path)), certificates=False)
+
+
 def test_a_file_that_cannot_be_read_at_start_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"senders\.yaml"):
         Gate(AccessSettings(senders_file=str(tmp_path / "senders.yaml")))

@@ -110,14 +110,14 @@ class Visit:
         own = self.sender.max_request_bytes if self.sender else None
         return most if own is None else min(own, most)
 
-    def check(self, decoded: Decoded, whole: Callable[[], tuple[str, bytes]]) -> Decoded:
+    def check(self, decoded: Decoded, whole: Callable[[], Quarantined]) -> Decoded:
         """What is to be stored of a request.
 
         What a sender may not say is kept, not recorded: it must neither pass for another's word nor be lost.
 
         Args:
             decoded: the request.
-            whole: gives the kind and the bytes of all of it, for a decoder that cannot give those of one record.
+            whole: gives all of it as one entry, for a decoder that cannot give the bytes of one record.
         """
         if self._bucket is not None:
             self._charged = max(1, decoded.records.num_rows + len(decoded.quarantine))
@@ -154,14 +154,11 @@ class Visit:
         refused = self._allowance.refused(None, unrecorded.column("source_id"))
         return unrecorded if refused is None else unrecorded.filter(pc.invert(refused))
 
-    def _quarantined(
-        self, decoded: Decoded, rows: list[int], whole: Callable[[], tuple[str, bytes]]
-    ) -> list[Quarantined]:
+    def _quarantined(self, decoded: Decoded, rows: list[int], whole: Callable[[], Quarantined]) -> list[Quarantined]:
         said = decoded.records.select(["service", "source_id"]).take(pa.array(rows)).to_pylist()
         if decoded.raw is None:
-            kind, payload = whole()
             detail = f"{self._told(said[0])}, nor for {len(rows) - 1} other records of this request"
-            return [Quarantined(NOT_ALLOWED, detail, payload, kind, said[0]["service"])]
+            return [replace(whole(), detail=detail, service=said[0]["service"])]
         entries = []
         for row, about in zip(rows, said, strict=True):
             kind, payload = decoded.raw(row)

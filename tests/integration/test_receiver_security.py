@@ -26,6 +26,7 @@ from otel_audit.auditlog import AuditLog
 from otel_audit.capture.settings import destination
 from otel_audit.capture.transport import Fate, connect
 from otel_audit.errors import ConfigError
+from otel_audit.otlp import Decoder
 from otel_audit.receiver import AccessSettings, Receiver, ReceiverSettings, TlsSettings
 from otel_audit.senders import Sender, digest_of, new_token
 from tests.certificates import Authority, Issued
@@ -508,20 +509,13 @@ def test_a_service_that_would_be_open_to_other_machines_does_not_start(ca: Autho
     for_all = replace(given, grpc=None, http=replace(given.http, endpoint="0.0.0.0:0"))
     for exposed, said in ((plain, "without encryption"), (for_all, "any machine could write")):
         with pytest.raises(ConfigError, match=said):
-            Receiver(FakeLog(), _NoDecoder(), exposed)
-
-
-class _NoDecoder:
-    def decode(self, data: bytes, /) -> Any:
-        raise AssertionError
-
-    decode_json = decode
+            Receiver(FakeLog(), Decoder(), exposed)
 
 
 def test_a_sender_known_by_its_certificate_needs_a_protocol_that_asks_for_one(ca: Authority) -> None:
     access = AccessSettings((Sender("edge", certificate=("edge",)),))
     with pytest.raises(ConfigError, match="no protocol asks for one"):
-        Receiver(FakeLog(), _NoDecoder(), secure(ca.issue("server"), access))
+        Receiver(FakeLog(), Decoder(), secure(ca.issue("server"), access))
 
 
 def test_a_handshake_that_does_not_end_is_ended(ca: Authority) -> None:

@@ -6,7 +6,7 @@ Without senders in the settings it is open, and costs nothing.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -110,14 +110,14 @@ class Visit:
         own = self.sender.max_request_bytes if self.sender else None
         return most if own is None else min(own, most)
 
-    def check(self, decoded: Decoded, whole: Callable[[], tuple[str, bytes]]) -> Decoded:
+    def check(self, decoded: Decoded, whole: Callable[[], Quarantined]) -> Decoded:
         """What is to be stored of a request.
 
         What a sender may not say is kept, not recorded: it must neither pass for another's word nor be lost.
 
         Args:
             decoded: the request.
-            whole: gives the kind and the bytes of all of it, for a decoder that cannot give those of one record.
+            whole: gives all of it as one entry, for a decoder that cannot give the bytes of one record.
         """
         if self._bucket is not None:
             self._charged = max(1, decoded.records.num_rows + len(decoded.quarantine))
@@ -154,14 +154,11 @@ class Visit:
         refused = self._allowance.refused(None, unrecorded.column("source_id"))
         return unrecorded if refused is None else unrecorded.filter(pc.invert(refused))
 
-    def _quarantined(
-        self, decoded: Decoded, rows: list[int], whole: Callable[[], tuple[str, bytes]]
-    ) -> list[Quarantined]:
+    def _quarantined(self, decoded: Decoded, rows: list[int], whole: Callable[[], Quarantined]) -> list[Quarantined]:
         said = decoded.records.select(["service", "source_id"]).take(pa.array(rows)).to_pylist()
         if decoded.raw is None:
-            kind, payload = whole()
             detail = f"{self._told(said[0])}, nor for {len(rows) - 1} other records of this request"
-            return [Quarantined(NOT_ALLOWED, detail, payload, kind, said[0]["service"])]
+            return [replace(whole(), detail=detail, service=said[0]["service"])]
         entries = []
         for row, about in zip(rows, said, strict=True):
             kind, payload = decoded.raw(row)
@@ -182,12 +179,20 @@ class Gate:
     Args:
         settings: who may send.
         clock: monotonic seconds; tests replace it.
+        certificates: whether any protocol asks for client certificates.
 
     Raises:
-        ConfigError: the senders cannot be read.
+        ConfigError: the senders cannot be read, or one could never be known.
     """
 
-    def __init__(self, settings: AccessSettings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: AccessSettings,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        certificates: bool = True,
+    ) -> None:
+        self._certificates = certificates
         self._settings = settings
         self._clock = clock
         self._lock = threading.Lock()  # guards the buckets; the other fields are replaced as wholes
@@ -200,35 +205,44 @@ class Gate:
             hint = "give one of them"
             raise ConfigError("read senders", "receivers.otlp.senders", "there is senders_file as well", hint)
         if settings.senders is not None:
-            self._fixed = Directory(settings.senders)
+            self._fixed = self._usable(settings.senders)
         elif settings.senders_file is not None:
             path = settings.senders_file
             self.watched = Watched(
-                f"the senders of {path}", [path], lambda: Directory(load_senders(path)), settings.reload_interval_s
+                f"the senders of {path}", [path], lambda: self._usable(load_senders(path)), settings.reload_interval_s
             )
+
+    def _usable(self, senders: Sequence[Sender]) -> Directory:
+        directory = Directory(senders)
+        if directory.by_certificate and not self._certificates:
+            reason = "a sender is known by its certificate, but no protocol asks for one"
+            raise ConfigError("read senders", "receivers.otlp", reason, "set tls.client_ca_file of grpc or http")
+        return directory
 
     @property
     def directory(self) -> Directory | None:
         """All senders; None: nobody asks."""
         return self.watched.current if self.watched is not None else self._fixed
 
-    def enter(self, credentials: Credentials, *, certificate_wanted: bool = False) -> Visit:
+    def enter(self, shown: Callable[[], Credentials], *, certificate_wanted: bool = False) -> Visit:
         """Let a request in; its body is not read yet.
 
         Args:
-            credentials: what it shows.
+            shown: gives what it shows; not asked for where nobody wants to know.
             certificate_wanted: whether it must have a client certificate, whoever sends it.
 
         Raises:
             TurnedAwayError: it is not known who sends it, or he has sent too much.
         """
         directory = self.directory
-        token = credentials.token if directory is not None else None
+        if directory is None and not certificate_wanted:
+            return _ANYBODY
+        credentials = shown()
         if certificate_wanted and not credentials.certified:
             raise self._stranger("certificate_missing", "a client certificate is needed", credentials)
         if directory is None:
             return _ANYBODY
-        digest = digest_of(token) if token is not None else None
+        digest = digest_of(credentials.token) if credentials.token is not None else None
         sender = directory.find(digest, credentials.names)
         if sender is None:
             raise self._unknown(digest, credentials)

@@ -161,13 +161,13 @@ class _Export:
 
     def __call__(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         try:
-            wanted = self._settings.tls is not None and self._settings.tls.client_ca_file is not None
-            visit = self._gate.enter(_credentials_of(context), certificate_wanted=wanted)
+            wanted = self._settings.tls is not None and self._settings.tls.mutual
+            visit = self._gate.enter(lambda: _credentials_of(context), certificate_wanted=wanted)
             with self._intake.admit() as permit:
                 body = self._receive(messages, context)
                 permit.grow(len(body))
                 limit = visit.limit_bytes(self._settings.max_body_bytes)
-                request = Request(body, "protobuf", _compression_of(body), limit, visit, self._signal)
+                request = Request(body, "protobuf", _compression_of(body), limit, visit=visit, signal=self._signal)
                 answer = self._wait(self._intake.offer(request, permit), context)
         except TurnedAwayError as e:
             answer = self._intake.turn_away(e)

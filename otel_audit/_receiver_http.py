@@ -148,17 +148,17 @@ class _App:
 
     async def _export(self, http: HttpRequest) -> Response:
         body = _Body(http)
-        encoding: Encoding = "json"  # also that of an answer to a request of an unknown kind
+        encoding: Encoding = _known_encoding(http) or "json"  # also of an answer to a request of an unknown kind
         bounds, headers = (self._settings.max_body_bytes, self._settings.receive_timeout_s), dict[str, str]()
         try:
+            wanted = self._settings.tls is not None and self._settings.tls.mutual
+            visit = self._gate.enter(lambda: _credentials_of(http), certificate_wanted=wanted)
             encoding = _encoding_of(http)
-            wanted = self._settings.tls is not None and self._settings.tls.client_ca_file is not None
-            visit = self._gate.enter(_credentials_of(http), certificate_wanted=wanted)
             compression = _compression_of(http)
             with self._intake.admit() as permit:
                 limit = visit.limit_bytes(self._settings.max_body_bytes)
                 data = await self._read(http, body, permit, limit)
-                request = Request(data, encoding, compression, limit, visit, PATHS[http.scope["path"]])
+                request = Request(data, encoding, compression, limit, visit=visit, signal=PATHS[http.scope["path"]])
                 answer = await self._answer(request, permit)
             code = _CODES.get(answer.verdict, 200)
         except TurnedAwayError as e:
@@ -239,11 +239,14 @@ def _credentials_of(http: HttpRequest) -> Credentials:
     )
 
 
+def _known_encoding(http: HttpRequest) -> Encoding | None:
+    return _ENCODINGS.get(http.headers.get("content-type", "").partition(";")[0].strip().lower())
+
+
 def _encoding_of(http: HttpRequest) -> Encoding:
-    given = http.headers.get("content-type", "")
-    encoding = _ENCODINGS.get(given.partition(";")[0].strip().lower())
+    encoding = _known_encoding(http)
     if encoding is None:
-        wanted = " or ".join(_ENCODINGS)
+        given, wanted = http.headers.get("content-type", ""), " or ".join(_ENCODINGS)
         told = f"Content-Type {given[:100]!r} is not OTLP; send {wanted}"
         raise _Refused(415, "content_type", Answer(Verdict.INVALID, told))
     return encoding

@@ -322,7 +322,8 @@ class Intake:
         answer.set_running_or_notify_cancel()
         permit.close_with(answer)
         try:
-            decoded, invalid = self._checked(request, *self._decode(request, permit))
+            decoded, invalid = self._decode(request, permit)
+            decoded = _checked(request, decoded)
             durable = self._sink.submit(decoded)
         except TooLargeError as e:
             answer.set_result(self.refuse("too_large", Answer(Verdict.TOO_LARGE, str(e))))
@@ -338,13 +339,8 @@ class Intake:
             )
         return answer
 
-    def _checked(self, request: Request, body: bytes, decoded: Decoded, invalid: str) -> tuple[Decoded, str]:
-        """What its sender may say of a request; what he may not is in quarantine."""
-        decoded = request.visit.check(decoded, lambda: (f"otlp.request+{request.encoding}", body))
-        return (replace(decoded, raw=None) if decoded.raw is not None else decoded), invalid
-
-    def _decode(self, request: Request, permit: Permit) -> tuple[bytes, Decoded, str]:
-        """A request's body decompressed, what to store for it, and what to tell its sender if it is not OTLP."""
+    def _decode(self, request: Request, permit: Permit) -> tuple[Decoded, str]:
+        """What to store for a request, and what to tell its sender if it is not OTLP."""
         body = request.body
         if len(body) > request.limit_bytes:
             raise TooLargeError("receive", "request", f"over the limit of {request.limit_bytes} bytes")
@@ -358,7 +354,7 @@ class Intake:
             return self._not_otlp(request, body, e)
         try:
             with self._decoding_large if len(body) > _LARGE_BYTES else self._decoding_small:
-                return body, self._decoded(request, body), ""
+                return self._decoded(request, body), ""
         except MemoryError:
             raise
         except DecodeError as e:
@@ -366,7 +362,7 @@ class Intake:
         except Exception as e:
             # A fault of ours must neither lose what was sent nor hold up the sender's queue for ever.
             _log.exception("decode request of %d bytes: unexpected error; kept in quarantine, acknowledged", len(body))
-            return body, _quarantined(request, body, "internal_error", f"{type(e).__name__}: {e}"), ""
+            return _quarantined(request, body, "internal_error", f"{type(e).__name__}: {e}"), ""
 
     def _decoded(self, request: Request, body: bytes) -> Decoded:
         protobuf = request.encoding == "protobuf"
@@ -375,9 +371,9 @@ class Intake:
         return self._decoder.decode(body) if protobuf else self._decoder.decode_json(body)
 
     @staticmethod
-    def _not_otlp(request: Request, body: bytes, error: DecodeError) -> tuple[bytes, Decoded, str]:
+    def _not_otlp(request: Request, body: bytes, error: DecodeError) -> tuple[Decoded, str]:
         told = f"{_sendable(str(error))[:_MESSAGE_CHARS]}; it was kept in quarantine, sending it again will not help"
-        return body, _quarantined(request, body, "request_undecodable", str(error)), told
+        return _quarantined(request, body, "request_undecodable", str(error)), told
 
     def _settle(
         self, durable: "Future[Receipt]", decoded: Decoded, invalid: str, visit: Visit, signal: Signal
@@ -495,6 +491,12 @@ class _Counts:
 def _sendable(text: str) -> str:
     """`text` as UTF-8 can carry it: what an error quotes from a request may hold lone surrogates."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def _checked(request: Request, decoded: Decoded) -> Decoded:
+    """What the sender of a request may say; what it may not is in quarantine."""
+    checked = request.visit.check(decoded, lambda: _quarantined(request, request.body, NOT_ALLOWED, "").quarantine[0])
+    return checked if checked.raw is None else replace(checked, raw=None)  # it holds the bytes of the whole request
 
 
 def _quarantined(request: Request, body: bytes, reason: str, detail: str) -> Decoded:

@@ -48,6 +48,11 @@ class TlsSettings:
     min_version: str = "1.2"
     reload_interval_s: float = 10.0
 
+    @property
+    def mutual(self) -> bool:
+        """Whether clients need a certificate."""
+        return self.client_ca_file is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:

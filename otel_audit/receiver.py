@@ -73,8 +73,8 @@ class Receiver:
             raise ConfigError("start receiver", "otlp", "no protocol is switched on", "switch on grpc or http")
         for error in unfit(settings):
             raise error
-        gate = Gate(settings.access)
-        _check_senders(gate, settings)
+        asking = any(p and p.tls and p.tls.mutual for p in (settings.grpc, settings.http))
+        gate = Gate(settings.access, certificates=asking)
         self._intake = Intake(sink, decoder, settings.intake)
         self._http = HttpServer(self._intake, gate, settings.http) if settings.http else None
         try:
@@ -176,11 +176,3 @@ def _exposures(settings: ReceiverSettings) -> Iterator[tuple[str, ConfigError | 
             hint = f"set {_OTLP}.senders or senders_file, or {key}.tls.client_ca_file, {otherwise}"
             error = ConfigError("listen on", protocol.endpoint, reason, hint)
         yield protocol.endpoint, error
-
-
-def _check_senders(gate: Gate, settings: ReceiverSettings) -> None:
-    """A sender that is known by its certificate needs a protocol that asks for one."""
-    asking = [p for p in (settings.grpc, settings.http) if p and p.tls and p.tls.client_ca_file]
-    if gate.directory is not None and gate.directory.by_certificate and not asking:
-        reason = "a sender is known by its certificate, but no protocol asks for one"
-        raise ConfigError("read senders", f"{_OTLP}.senders", reason, "set tls.client_ca_file of grpc or http")

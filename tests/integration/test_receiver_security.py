@@ -21,13 +21,18 @@ from cryptography import x509
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from otel_audit import quarantine
+from otel_audit.auditlog import AuditLog
 from otel_audit.capture.settings import destination
 from otel_audit.capture.transport import Fate, connect
 from otel_audit.errors import ConfigError
+from otel_audit.otlp import Decoder
 from otel_audit.receiver import AccessSettings, Receiver, ReceiverSettings, TlsSettings
 from otel_audit.senders import Sender, digest_of, new_token
 from tests.certificates import Authority, Issued
+from tests.otlp_support import encoded, request, span
 from tests.receiver_support import EXPORT, FakeLog, body, failure, receiver, settings
+from tests.support import check_log
 
 TRANSPORTS = ["grpc", "http"]
 TOKEN = new_token()
@@ -504,20 +509,37 @@ def test_a_service_that_would_be_open_to_other_machines_does_not_start(ca: Autho
     for_all = replace(given, grpc=None, http=replace(given.http, endpoint="0.0.0.0:0"))
     for exposed, said in ((plain, "without encryption"), (for_all, "any machine could write")):
         with pytest.raises(ConfigError, match=said):
-            Receiver(FakeLog(), _NoDecoder(), exposed)
-
-
-class _NoDecoder:
-    def decode(self, data: bytes, /) -> Any:
-        raise AssertionError
-
-    decode_json = decode_logs = decode_logs_json = decode
+            Receiver(FakeLog(), Decoder(), exposed)
 
 
 def test_a_sender_known_by_its_certificate_needs_a_protocol_that_asks_for_one(ca: Authority) -> None:
     access = AccessSettings((Sender("edge", certificate=("edge",)),))
     with pytest.raises(ConfigError, match="no protocol asks for one"):
-        Receiver(FakeLog(), _NoDecoder(), secure(ca.issue("server"), access))
+        Receiver(FakeLog(), Decoder(), secure(ca.issue("server"), access))
+
+
+def test_a_handshake_that_does_not_end_is_ended(ca: Authority) -> None:
+    given = secure(ca.issue("server"))
+    assert given.http
+    hasty = replace(given, http=replace(given.http, header_timeout_s=0.2))
+    with receiver(FakeLog(), hasty) as r:
+        assert r.http_address
+        host, _, port = r.http_address.rpartition(":")
+        with socket.create_connection((host, int(port)), WAIT_S) as sock:
+            assert sock.recv(1) == b"", "the service hangs up"
+
+
+def test_what_is_not_a_senders_own_is_in_the_quarantine_of_the_log(ca: Authority, tmp_path: Path) -> None:
+    mine, theirs = (encoded(request(span(span_id=s.encode() * 8), resource={"service.name": s})) for s in "mt")
+    access = AccessSettings((replace(CRM, services=("m",)),))
+    with AuditLog.open(tmp_path / "log") as log, receiver(log, secure(ca.issue("server"), access)) as r:
+        for transport in TRANSPORTS:
+            with client(transport, r, ca.file) as c:
+                assert c.send(TOKEN, mine + theirs) == Told("OK")
+        assert r.stats().not_allowed == 2
+    (entry,) = quarantine.read(tmp_path / "log")
+    assert (entry.reason, entry.service, entry.recorded) == ("sender_not_allowed", "t", False)
+    assert [record["service"] for record in check_log(tmp_path / "log")] == ["m"]
 
 
 # --- capture --------------------------------------------------------------------------------------------------------------

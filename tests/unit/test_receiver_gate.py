@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,18 +36,18 @@ def gate(*senders: Sender, clock: Clock | None = None) -> Gate:
 
 def turned_away(of: Gate, credentials: Credentials, *, certificate_wanted: bool = False) -> TurnedAwayError:
     with pytest.raises(TurnedAwayError) as error:
-        of.enter(credentials, certificate_wanted=certificate_wanted)
+        of.enter(lambda: credentials, certificate_wanted=certificate_wanted)
     return error.value
 
 
 # --- the way in ---------------------------------------------------------------------------------------------------------
 def test_without_senders_everybody_is_let_in() -> None:
-    assert Gate(AccessSettings()).enter(Credentials("Bearer anything")).name == ""
+    assert Gate(AccessSettings()).enter(lambda: Credentials("Bearer anything")).name == ""
 
 
 @pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER  "])
 def test_a_bearer_token_opens(scheme: str) -> None:
-    assert gate(sender()).enter(Credentials(f"{scheme}{TOKEN}")).name == "crm"
+    assert gate(sender()).enter(lambda: Credentials(f"{scheme}{TOKEN}")).name == "crm"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_a_token_is_never_told() -> None:
 def test_a_protocol_that_asks_for_certificates_lets_nobody_in_without() -> None:
     assert turned_away(Gate(AccessSettings()), Credentials(), certificate_wanted=True).reason == "certificate_missing"
     assert turned_away(gate(sender()), SHOWN, certificate_wanted=True).reason == "certificate_missing"
-    assert Gate(AccessSettings()).enter(Credentials(certified=True), certificate_wanted=True)
+    assert Gate(AccessSettings()).enter(lambda: Credentials(certified=True), certificate_wanted=True)
 
 
 def test_a_list_and_a_file_of_senders_are_one_too_many() -> None:
@@ -106,10 +107,10 @@ def test_a_token_is_added_and_revoked_while_the_gate_stands(tmp_path: Path) -> N
     assert watched.watched
     path.write_text(f"- {{name: crm, token_sha256: [{digest_of(TOKEN)}, {digest_of(newer)}]}}\n")
     watched.watched.poll()
-    assert watched.enter(SHOWN).name == watched.enter(Credentials(f"Bearer {newer}")).name == "crm"
+    assert watched.enter(lambda: SHOWN).name == watched.enter(lambda: Credentials(f"Bearer {newer}")).name == "crm"
     path.write_text(line("crm", newer))
     watched.watched.poll()
-    assert watched.enter(Credentials(f"Bearer {newer}")).name == "crm"
+    assert watched.enter(lambda: Credentials(f"Bearer {newer}")).name == "crm"
     assert turned_away(watched, SHOWN).reason == "token_unknown"
 
 
@@ -124,12 +125,24 @@ def test_a_broken_file_changes_nothing_but_is_complained_of_once(
     path.unlink() if broken is None else path.write_text(broken)
     for _ in range(3):
         gate.watched.poll()
-    assert gate.enter(SHOWN).name == "crm"
+    assert gate.enter(lambda: SHOWN).name == "crm"
     assert (gate.watched.stale, gate.watched.failures) == (True, 3)
     assert len([r for r in caplog.records if "stay as they were" in r.getMessage()]) == 1
     path.write_text(line("crm", TOKEN) + line("other", new_token()))
     gate.watched.poll()
     assert (gate.watched.stale, gate.watched.reloads) == (False, 1)
+
+
+def test_a_sender_that_could_never_be_known_is_a_fault_also_later(tmp_path: Path) -> None:
+    path = tmp_path / "senders.yaml"
+    path.write_text(line("crm", TOKEN))
+    gate = Gate(AccessSettings(senders_file=str(path)), certificates=False)
+    assert gate.watched
+    path.write_text("- {name: edge, certificate: edge}\n")
+    gate.watched.poll()
+    assert gate.watched.stale
+    with pytest.raises(ConfigError, match="no protocol asks for one"):
+        Gate(AccessSettings(senders_file=str(path)), certificates=False)
 
 
 def test_a_file_that_cannot_be_read_at_start_is_an_error(tmp_path: Path) -> None:
@@ -148,7 +161,7 @@ def test_a_debt_outlives_a_new_file_that_does_not_change_the_rate(tmp_path: Path
     assert turned_away(gate, SHOWN).reason == "rate_limited"
     path.write_text(line("crm", TOKEN, ", rate_records_per_s: 100"))
     gate.watched.poll()
-    assert gate.enter(SHOWN)
+    assert gate.enter(lambda: SHOWN)
 
 
 # --- what it held -------------------------------------------------------------------------------------------------------
@@ -168,7 +181,7 @@ def answer_of(
     gate: Gate, log: FakeLog, data: bytes, intake: Intake | None = None, decoder: Decoder | None = None
 ) -> Answer:
     intake = intake or Intake(log, decoder or Decoder())
-    visit = gate.enter(SHOWN)
+    visit = gate.enter(lambda: SHOWN)
     with intake.admit() as permit:
         return intake.offer(Request(data, limit_bytes=visit.limit_bytes(1 << 20), visit=visit), permit).result(5)
 
@@ -248,7 +261,7 @@ def test_json_is_kept_as_it_came() -> None:
     text = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [made]}]}]})
     log = FakeLog()
     intake = Intake(log, Decoder())
-    visit = gate(sender(services=("crm",))).enter(SHOWN)
+    visit = gate(sender(services=("crm",))).enter(lambda: SHOWN)
     with intake.admit() as permit:
         intake.offer(Request(text.encode(), "json", visit=visit), permit).result(5)
     (entry,) = log.taken[0].quarantine
@@ -257,12 +270,9 @@ def test_json_is_kept_as_it_came() -> None:
 
 
 def test_a_decoder_that_cannot_give_single_records_has_the_request_kept() -> None:
-    class Whole:
-        def decode(self, data: bytes, /) -> Decoded:
-            made = Decoder().decode(data)
-            return Decoded(made.records, made.quarantine, made.spans, made.skipped)
-
-        decode_json = decode_logs = decode_logs_json = decode
+    class Whole(Decoder):
+        def decode(self, body: bytes) -> Decoded:
+            return replace(super().decode(body), raw=None)
 
     log, data = FakeLog(), body("crm", "payroll", spans=2)
     intake = Intake(log, Whole())
@@ -302,7 +312,7 @@ def test_a_sender_over_its_rate_is_told_when_to_come_again() -> None:
     assert (error.reason, error.answer.verdict, error.sender) == ("rate_limited", Verdict.RETRY, "crm")
     assert error.answer.retry_after_s == pytest.approx(20.5)
     clock.now_s += 20.6
-    assert limited.enter(SHOWN)
+    assert limited.enter(lambda: SHOWN)
 
 
 def test_what_is_in_quarantine_counts_and_what_is_not_durable_does_not() -> None:
@@ -313,7 +323,7 @@ def test_what_is_in_quarantine_counts_and_what_is_not_durable_does_not() -> None
         FakeLog(error=UnavailableError("append", "log", "disk full"), late=True),
     ):
         assert answer_of(limited, log, body("crm", spans=50)).verdict is Verdict.RETRY
-        assert limited.enter(SHOWN)
+        assert limited.enter(lambda: SHOWN)
     assert answer_of(limited, FakeLog(), body("payroll", spans=50)).verdict is Verdict.ACCEPTED
     assert turned_away(limited, SHOWN).reason == "rate_limited"
     clock.now_s += 1000
@@ -334,7 +344,7 @@ def test_each_sender_has_its_own_rate() -> None:
     both = gate(sender(rate_records_per_s=1), Sender("other", (digest_of(other),), rate_records_per_s=1))
     answer_of(both, FakeLog(), body("crm", spans=50))
     assert turned_away(both, SHOWN).reason == "rate_limited"
-    assert both.enter(Credentials(f"Bearer {other}")).name == "other"
+    assert both.enter(lambda: Credentials(f"Bearer {other}")).name == "other"
 
 
 def test_a_request_over_the_senders_own_size_is_refused() -> None:
@@ -343,7 +353,7 @@ def test_a_request_over_the_senders_own_size_is_refused() -> None:
     assert answer_of(small, log, body("crm")).verdict is Verdict.TOO_LARGE
     assert log.taken == []
     assert answer_of(gate(sender(max_request_bytes=1 << 30)), log, body("crm")).verdict is Verdict.ACCEPTED
-    assert gate(sender(max_request_bytes=1 << 30)).enter(SHOWN).limit_bytes(10) == 10
+    assert gate(sender(max_request_bytes=1 << 30)).enter(lambda: SHOWN).limit_bytes(10) == 10
 
 
 # --- what is said -------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class BrokenDecoder:
     def decode(self, data: bytes, /) -> Decoded:
         raise self.error
 
-    decode_json = decode
+    decode_json = decode_logs = decode_logs_json = decode
 
 
 class Clock:

@@ -114,8 +114,9 @@ class Quarantined:
         reason: short machine-readable word, e.g. `span_undecodable`, `trace_id_invalid`, `time_missing`, `oversize`.
         detail: one sentence for a person.
         payload: the bytes as received (one span, or a whole request).
-        kind: what the payload is: `otlp.span+protobuf`, `otlp.span+json`, `otlp.request+protobuf`, `otlp.request+json`;
-            with `+gzip` or `+zlib` behind it where it could not be decompressed.
+        kind: what the payload is: `otlp.span+protobuf`, `otlp.span+json`, `otlp.request+protobuf`, `otlp.request+json`,
+            and of logs `otlp.log_record+…` and `otlp.logs_request+…`; with `+gzip` or `+zlib` behind it where it could
+            not be decompressed.
         service: `service.name` of the sender where known.
         recorded: whether a record of the call exists all the same (with `otel_audit.problems` naming this).
     """

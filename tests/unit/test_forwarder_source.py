@@ -65,7 +65,8 @@ def test_a_frame_that_is_not_durable_is_not_read(tmp_path: Path, monkeypatch: py
     with AuditLog.open(tmp_path / "log") as log:
         log.append(decoded(5, 1))
         source = LogSource(log.directory, log.name)
-        assert seqs(source.read(1, log.stats().last_seq, 3)) == [1, 2, 3]
+        assert seqs(source.read(1, log.stats().last_seq, 5)) == [1, 2, 3, 4, 5]
+        log.append(decoded(2, 4))
         append = FrameFile.append
 
         def written_but_not_synced(self: FrameFile, payloads: Any) -> None:
@@ -74,7 +75,7 @@ def test_a_frame_that_is_not_durable_is_not_read(tmp_path: Path, monkeypatch: py
             self.end, self.digest, self.frames = state
             self._dirty = True
             # Between the writing and the failing sync someone reads.
-            found.append(seqs(source.read(4, log.stats().last_seq, 100)))
+            found.append(seqs(source.read(6, log.stats().last_seq, 100)))
             raise UnavailableError("append", self.path, "the disk failed")
 
         found: list[list[int]] = []
@@ -82,9 +83,10 @@ def test_a_frame_that_is_not_durable_is_not_read(tmp_path: Path, monkeypatch: py
         with pytest.raises(UnavailableError):
             log.append(decoded(4, 2))
         monkeypatch.undo()
-        assert found == [[4, 5]]
+        assert found == [[6, 7]]
+        assert source.buffered == 0
         log.append(decoded(3, 3))
-        batches = source.read(6, log.stats().last_seq, 100)
+        batches = source.read(8, log.stats().last_seq, 100)
         assert [t for b in batches for t in b.column("trace_id").to_pylist()] == [t for t, _ in ids(3, 3)]
 
 

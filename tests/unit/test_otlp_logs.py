@@ -292,3 +292,11 @@ def test_the_order_of_fields_does_not_matter() -> None:
     decoded = check(Decoder().decode_logs(wire.field(1, wire.field(2, wire.field(2, raw)))))
     (record,) = rows(decoded)
     assert (record["span_id"], record["duration_ns"], record["attributes"]) == (SPAN, 5, None)
+
+
+def test_an_attribute_that_cannot_be_read_is_named_and_the_whole_is_kept() -> None:
+    raw = log_record({"audit.action": "read"}).SerializeToString() + wire.field(6, b"\xff")
+    decoded = check(Decoder().decode_logs(wire.field(1, wire.field(2, wire.field(2, raw)))))
+    (record,) = rows(decoded)
+    assert (record["action"], attributes_of(record)) == ("read", {"otel_audit.problems": ["undecodable:attributes"]})
+    assert [(q.reason, q.payload, q.recorded) for q in decoded.quarantine] == [("undecodable", raw, True)]

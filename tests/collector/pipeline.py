@@ -42,6 +42,10 @@ class Place:
         paths = [CONFIGS / config if isinstance(config, str) else config for config in configs]
         return Collector(paths, self.folder, {**self.environment, **more}, self.health)
 
+    def said(self) -> str:
+        """All that its Collectors have printed."""
+        return (self.folder / "collector.log").read_text(errors="replace")
+
     def metrics(self) -> dict[str, float]:
         """What it says about itself: series -> value."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as response:

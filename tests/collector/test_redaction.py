@@ -43,7 +43,7 @@ SECRETS: dict[str, Any] = {
 }
 CUT: dict[str, tuple[str, str]] = {
     "url.full": (f"https://me:{SECRET}@crm.example/contacts/1?token={SECRET}#x", "https://crm.example/contacts/1"),
-    "http.url": (f"http://crm.example/contacts/1?token={SECRET}", "http://crm.example/contacts/1"),
+    "http.url": (f"http://me:{SECRET}@crm.example/contacts/1?token={SECRET}", "http://crm.example/contacts/1"),
     "http.target": (f"/contacts/1?token={SECRET}", "/contacts/1"),
 }
 IDENTITY: dict[str, Any] = {

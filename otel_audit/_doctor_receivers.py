@@ -16,7 +16,6 @@ _MIB: Final = 1024 * 1024
 _REQUEST_MIN_MIB: Final = 16
 _UDP: Final = ("thrift_compact", "thrift_binary")
 _OTHERS: Final = ("zipkin", "jaeger", "opencensus", "skywalking", "otelarrow", "datadog", "awsxray")
-_REMOVED: Final = {"opencensus": "OpenCensus has ended; use otlp"}
 
 
 def check_receiver(report: Report, collector: Collector, ref: Ref) -> None:
@@ -35,8 +34,6 @@ def check_receiver(report: Report, collector: Collector, ref: Ref) -> None:
         report.add("receiver-udp", settings, ref.id)
     elif ref.type not in _OTHERS:
         report.add("unknown-component", ref.node, ref.id)
-    if ref.type in _REMOVED:
-        report.add("removed-component", settings, ref.id, _REMOVED[ref.type])
 
 
 def _otlp(report: Report, settings: Node, name: str) -> None:

@@ -136,8 +136,8 @@ class _Grpc:
             self._channel = grpc.secure_channel(host, grpc.ssl_channel_credentials(target.trusted()))
         else:
             self._channel = grpc.insecure_channel(host)
-        self._call = self._channel.unary_unary(_GRPC_METHOD)
-        self._metadata = [(name.lower(), value) for name, value in target.headers.items()]
+        self._call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(_GRPC_METHOD)
+        self._metadata = tuple((name.lower(), value) for name, value in target.headers.items())
 
     def send(self, body: bytes) -> None:
         import grpc

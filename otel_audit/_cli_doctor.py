@@ -56,7 +56,7 @@ _RANGES_SHOWN: Final = 8
     "--timeout",
     type=click.FloatRange(0.1),
     default=60,
-    show_default="60",
+    show_default=True,
     metavar="S",
     help="How long to wait for them.",
 )

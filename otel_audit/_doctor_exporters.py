@@ -18,7 +18,7 @@ GRPC: Final = ("otlp", "otlp_grpc")
 HTTP: Final = ("otlphttp", "otlp_http")
 KAFKA: Final = ("kafka",)
 LOAD_BALANCING: Final = ("loadbalancing", "load_balancing")
-_ALIASES: Final = {"otlp": "otlp_grpc", "otlphttp": "otlp_http"}
+_ALIASES: Final = {"otlp": "otlp_grpc", "otlphttp": "otlp_http", "loadbalancing": "load_balancing"}
 _TIMEOUT_S: Final = {"grpc": 5.0, "http": 30.0, "kafka": 5.0}
 _ACK_S: Final = 30.0
 """How long the audit log takes for a request at most (`receivers.otlp.ack_timeout`)."""
@@ -32,12 +32,12 @@ _DEFAULT_DIRECTORY: Final = "/var/lib/otelcol/file_storage"
 def check_exporter(report: Report, collector: Collector, ref: Ref) -> None:
     """Judge an exporter that leads to the audit log, or to the next Collector on the way."""
     settings = collector.component("exporters", ref)
+    if ref.type in _ALIASES:
+        report.add("deprecated-name", settings, ref.id, f"{ref.type} is now {_ALIASES[ref.type]}")
     if ref.type in GRPC + HTTP:
         kind = "grpc" if ref.type in GRPC else "http"
         check_client(report, settings, ref.id)
         _compression(report, settings, ref.id)
-        if ref.type in _ALIASES:
-            report.add("deprecated-name", settings, ref.id, f"{ref.type} is now {_ALIASES[ref.type]}")
     elif ref.type in KAFKA:
         kind = "kafka"
         _kafka(report, settings, ref.id)
@@ -67,7 +67,8 @@ def _timeout(report: Report, settings: Node, name: str, default_s: float) -> Non
 
 
 # --- queue and retries ----------------------------------------------------------------------------------------------------
-def _queue(report: Report, collector: Collector, settings: Node, name: str) -> None:
+def _queue(report: Report, collector: Collector, settings: Node, name: str, *, retries: bool = True) -> None:
+    """Judge an exporter's queue, and its retries, which are on by default or not (`retries`)."""
     queue = deepest(settings, "sending_queue")
     own = settings.at("sending_queue") or Node(None, settings.file, settings.line)
     storage = own.at("storage")
@@ -89,7 +90,7 @@ def _queue(report: Report, collector: Collector, settings: Node, name: str) -> N
     if consumers is not None and consumers.value == 1:
         report.add("consumers-one", consumers, name)
     _batch(report, own, name)
-    _retry(report, settings, name)
+    _retry(report, settings, name, on=retries)
 
 
 def _queue_size(report: Report, own: Node, queue: Node, name: str) -> None:
@@ -113,10 +114,10 @@ def _batch(report: Report, own: Node, name: str) -> None:
         report.add("batch-unbounded", largest or batch, name)
 
 
-def _retry(report: Report, settings: Node, name: str) -> None:
+def _retry(report: Report, settings: Node, name: str, *, on: bool) -> None:
     retry = settings.at("retry_on_failure")
-    if retry is not None and not truth(retry.at("enabled"), default=True):
-        report.add("retry-off", deepest(retry, "enabled"), name)
+    if not truth(settings.at("retry_on_failure", "enabled"), default=on):
+        report.add("retry-off", deepest(settings, "retry_on_failure", "enabled"), name)
         return
     node = retry.at("max_elapsed_time") if retry is not None else None
     ends_s = seconds(node)
@@ -187,7 +188,8 @@ def _kafka(report: Report, settings: Node, name: str) -> None:
 def _load_balancing(report: Report, collector: Collector, settings: Node, name: str) -> None:
     inner = settings.at("protocol", "otlp")
     queue = settings.at("protocol", "otlp", "sending_queue")
-    if queue is None or truth(queue.at("enabled"), default=True):
+    queued = queue is None or truth(queue.at("enabled"), default=True)
+    if queued:
         report.add("loadbalancing-queue", queue or deepest(settings, "protocol", "otlp"), name)
     if inner is not None and truth(inner.at("tls", "insecure"), default=False):
         static = settings.at("resolver", "static", "hostnames")
@@ -196,6 +198,6 @@ def _load_balancing(report: Report, collector: Collector, settings: Node, name: 
             report.add("tls-insecure", deepest(inner, "tls", "insecure"), name, ", ".join(hosts))
     report.add("loadbalancing-splits", deepest(settings, "resolver"), name)
     if settings.at("sending_queue") is not None:
-        _queue(report, collector, settings, name)
-    else:
-        report.add("queue-in-memory", settings, name, "it has no queue on disk of its own")
+        _queue(report, collector, settings, name, retries=False)
+    elif not queued:
+        report.add("synchronous", settings, name)

@@ -3,7 +3,6 @@
 Source: `otlpreceiver`, `configgrpc`, `confighttp`, `kafkareceiver` of opentelemetry-collector(-contrib) 0.155.0 and 0.165.0.
 """
 
-from collections.abc import Iterable
 from typing import Final
 
 from otel_audit._doctor_model import Collector, Ref, deepest, truth
@@ -17,7 +16,6 @@ _MIB: Final = 1024 * 1024
 _REQUEST_MIN_MIB: Final = 16
 _UDP: Final = ("thrift_compact", "thrift_binary")
 _OTHERS: Final = ("zipkin", "jaeger", "opencensus", "skywalking", "otelarrow", "datadog", "awsxray")
-_REMOVED: Final = {"opencensus": "OpenCensus has ended; use otlp"}
 
 
 def check_receiver(report: Report, collector: Collector, ref: Ref) -> None:
@@ -36,8 +34,6 @@ def check_receiver(report: Report, collector: Collector, ref: Ref) -> None:
         report.add("receiver-udp", settings, ref.id)
     elif ref.type not in _OTHERS:
         report.add("unknown-component", ref.node, ref.id)
-    if ref.type in _REMOVED:
-        report.add("removed-component", settings, ref.id, _REMOVED[ref.type])
 
 
 def _otlp(report: Report, settings: Node, name: str) -> None:
@@ -61,19 +57,24 @@ def _kafka(report: Report, settings: Node, name: str) -> None:
     check_kafka_client(report, settings, name)
     marking = settings.at("message_marking")
     after = truth(settings.at("message_marking", "after"), default=False)
-    on_error = [settings.at("message_marking", key) for key in ("on_error", "on_permanent_error")]
-    marked = _first(node for node in on_error if node is not None and truth(node, default=False))
     if not after:
         report.add(
             "kafka-marks-early", deepest(settings, "message_marking", "after"), name, "it marks before handing on"
         )
-    elif marked is not None:
-        report.add("kafka-marks-early", marked, name, "it marks what failed")
+    else:
+        _marks_failed(report, marking, name)
     if str((settings.at("initial_offset") or Node("latest", "", 0)).value) != "earliest":
         report.add("kafka-initial-offset", deepest(settings, "initial_offset"), name)
     if after and not truth(settings.at("error_backoff", "enabled"), default=False):
         report.add("kafka-no-backoff", deepest(settings, "error_backoff", "enabled") if marking else settings, name)
 
 
-def _first(nodes: Iterable[Node]) -> Node | None:
-    return next(iter(nodes), None)
+def _marks_failed(report: Report, marking: Node | None, name: str) -> None:
+    """Permanent errors follow `on_error` unless they are set; what is refused for good would stop the partition."""
+    on_error = marking.at("on_error") if marking is not None else None
+    on_permanent = marking.at("on_permanent_error") if marking is not None else None
+    if on_error is not None and truth(on_error, default=False):
+        report.add("kafka-marks-early", on_error, name, "it marks what failed")
+    elif on_permanent is not None and truth(on_permanent, default=False):
+        detail = "it marks what is refused for good"
+        report.add("kafka-marks-early", on_permanent, name, detail, severity="warning")

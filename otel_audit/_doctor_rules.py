@@ -410,6 +410,12 @@ RULES: Final[dict[str, Rule]] = {
         "receivers:\n  NAME:\n    protocols:\n      grpc: {max_recv_msg_size_mib: 16}\n"
         "      http: {max_request_body_size: 16777216}",
     ),
+    "limit-shrinks": Rule(
+        "error",
+        "a request that is taken here and is too large for the next on the way is refused there for good, and dropped here",
+        "let limits grow on the way to the log (its own is 64 MiB: receivers.otlp.protocols.grpc.max_recv_msg_size_mib), or bound "
+        "what is sent: sending_queue: {batch: {sizer: bytes, max_size: 4000000, flush_timeout: 200ms}}",
+    ),
     "receiver-udp": Rule("error", "UDP loses packets without anyone knowing", "receive OTLP"),
     "kafka-marks-early": Rule(
         "error",

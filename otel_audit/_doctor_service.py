@@ -31,7 +31,7 @@ _LIMITER: Final = (
 _REMOTE_SAMPLING: Final = ("jaegerremotesampling", "jaeger_remote_sampling")
 _HEALTH: Final = ("health_check", "healthcheck", "healthcheckv2", "health_check_v2")
 _REMOVED: Final = frozenset({"memory_ballast"})
-_REMOVED_EXPORTERS: Final = frozenset({"logging", "jaeger", "jaeger_thrift", "opencensus"})
+_REMOVED_EXPORTERS: Final = frozenset({"logging", "jaeger", "jaeger_thrift"})
 
 
 def check_names(report: Report, collector: Collector) -> None:

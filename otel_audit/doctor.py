@@ -9,6 +9,7 @@ from typing import Final
 
 from otel_audit import _doctor_exporters as exporting
 from otel_audit._doctor_exporters import check_exporter
+from otel_audit._doctor_hops import Examined, check_hops
 from otel_audit._doctor_model import SIGNALS, Collector, Pipeline, Ref, load_collector, type_of
 from otel_audit._doctor_processors import check_connector, check_processor
 from otel_audit._doctor_receivers import check_receiver
@@ -44,8 +45,8 @@ def examine(collectors: Sequence[Sequence[str]], *, exporters: Sequence[str] = (
         raise UsageError(
             "examine", f"exporter {missing[0]}", "it is in none of the files", f"they have {', '.join(known)}"
         )
-    for collector in loaded:
-        _examine(report, collector, [name for name in exporters if name in collector.components["exporters"]])
+    chain = [_examine(report, c, [name for name in exporters if name in c.components["exporters"]]) for c in loaded]
+    check_hops(report, chain)
     return sorted(report, key=lambda f: (_ORDER[f.severity], f.file, f.line, f.rule))
 
 
@@ -72,12 +73,13 @@ def _goes_to_audit(node: Node) -> bool:
     return endpoint is not None and "audit" in host_of(str(endpoint.value or "")).lower()
 
 
-def _examine(report: Report, collector: Collector, exporters: Sequence[str]) -> None:
+def _examine(report: Report, collector: Collector, exporters: Sequence[str]) -> Examined:
     check_names(report, collector)
     check_settings(report, collector)
     check_operation(report, collector)
     ways: list[Pipeline] = []
-    for name in exporters or _guessed(report, collector):
+    leading = exporters or _guessed(report, collector)
+    for name in leading:
         settings = collector.components["exporters"][name]
         check_exporter(report, collector, Ref(name, settings))
         _use(report, collector, name, settings)
@@ -85,6 +87,7 @@ def _examine(report: Report, collector: Collector, exporters: Sequence[str]) -> 
     for pipeline in ways:
         _pipeline(report, collector, pipeline, ways)
     _receivers(report, collector, ways)
+    return Examined(collector, tuple(leading), tuple(ways))
 
 
 def _guessed(report: Report, collector: Collector) -> list[str]:

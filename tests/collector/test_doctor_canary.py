@@ -11,6 +11,7 @@ import pytest
 
 from otel_audit.reader import LogReader
 from tests.collector.support import Collector, Service, free_port
+from tests.integration.test_capture_tls import Authority
 from tests.support import all_records
 
 PIPELINE = """\
@@ -62,10 +63,12 @@ def service(tmp_path: Path) -> Iterator[Service]:
         yield running
 
 
-def pipeline(folder: Path, service: Service, processors: str = "", names: str = "") -> tuple[Collector, str, str]:
+def pipeline(
+    folder: Path, service: Service, processors: str = "", names: str = "", text: str = PIPELINE
+) -> tuple[Collector, str, str]:
     """A Collector in front of the service; its addresses of gRPC and HTTP."""
     grpc, http = free_port(), free_port()
-    text = PIPELINE.replace("GRPC", str(grpc)).replace("HTTP", str(http)).replace("SERVICE", service.grpc)
+    text = text.replace("GRPC", str(grpc)).replace("HTTP", str(http)).replace("SERVICE", service.grpc)
     text = text.replace("PROCESSORS", processors).replace("NAMES", names)
     path = folder / "collector.yaml"
     path.write_text(text)
@@ -148,3 +151,26 @@ def test_send_only_names_the_source_to_look_for(tmp_path: Path, service: Service
     assert f"otel-audit gaps --all --source {said['source']}" in err
     records = all_records(LogReader.open(service.directory).snapshot())
     assert [r["source_id"] for r in records] == [said["source"]] * 5
+
+
+def test_tls_and_a_token_are_spoken_over_both_protocols(tmp_path: Path, service: Service) -> None:
+    authority = Authority(tmp_path, "authority")
+    key, certificate = authority.issue("server")
+    tls = f'tls: {{cert_file: "{certificate}", key_file: "{key}"}}, auth: {{authenticator: bearertokenauth}}'
+    text = PIPELINE.replace("max_recv_msg_size_mib: 16}", f"max_recv_msg_size_mib: 16, {tls}}}")
+    text = text.replace('HTTP"}', f'HTTP", {tls}}}').replace(
+        "extensions:\n", "extensions:\n  bearertokenauth: {token: t0ken}\n", 1
+    )
+    text = text.replace("[file_storage/audit]", "[file_storage/audit, bearertokenauth]")
+    collector, grpc, http = pipeline(tmp_path, service, text=text)
+    with collector:
+        for endpoint in (grpc.replace("http:", "https:"), http.replace("http:", "https:")):
+            token = ("--header", "authorization=Bearer t0ken")
+            code, said, err = canary(endpoint, service, "--ca", str(authority.file), *token, "--count", "5")
+            assert (code, said.get("arrived"), err) == (0, 7, "")
+            code, _, err = canary(endpoint, service, "--ca", str(authority.file), timeout="2")
+            assert code == 1
+            assert "refused for good" in err
+            code, _, err = canary(endpoint, service, *token, timeout="1")
+            assert code == 1
+            assert "not taken in time" in err

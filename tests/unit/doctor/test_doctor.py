@@ -142,6 +142,17 @@ def test_every_collector_on_the_way_is_judged(tmp_path: Path) -> None:
     assert (only.rule, only.file) == ("sampler", gateway)
 
 
+def test_limits_must_not_shrink_on_the_way(tmp_path: Path) -> None:
+    agent = GOOD.replace("otlp_grpc/audit", "otlp_grpc").replace("size_mib: 16", "size_mib: 32")
+    first, second = written(tmp_path, agent, "agent.yaml"), str(BAD / "good.yaml")
+    (only,) = examine([[first], [second]])
+    assert (only.rule, only.file) == ("limit-shrinks", first)
+    assert "it takes 32 MiB, the next Collector takes 16 MiB" in only.reason
+    batched = agent.replace("sizer: bytes\n", "sizer: bytes\n      batch: {max_size: 4000000, flush_timeout: 200ms}\n")
+    assert examine([[written(tmp_path, batched, "agent.yaml")], [second]]) == []
+    assert examine([[second], [first]]) == []
+
+
 def test_a_loop_of_connectors_ends(tmp_path: Path) -> None:
     text = GOOD.replace("[otlp]", "[otlp, forward]").replace("[otlp_grpc/audit]", "[otlp_grpc/audit, forward]")
     assert examine([[written(tmp_path, text.replace("\nservice:", "\nconnectors:\n  forward:\n\nservice:"))]]) == []

@@ -128,9 +128,11 @@ class _App:
         return PlainTextResponse("alive\n")
 
     async def _ready(self, _: HttpRequest) -> Response:
-        if self._intake.healthy:
+        reasons = self._intake.reasons()
+        if not reasons:
             return PlainTextResponse("ready\n")
-        return PlainTextResponse("the log cannot make data durable\n", 503, self._retry_after())
+        text = "".join(f"{' '.join(reason.split())}\n" for reason in reasons)
+        return PlainTextResponse(text.encode(errors="backslashreplace"), 503, self._retry_after())
 
     async def _http_error(self, _: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -144,9 +146,8 @@ class _App:
             encoding = _encoding_of(http)
             compression = _compression_of(http)
             with self._intake.admit() as permit:
-                request = Request(
-                    await self._read(http, body, permit), encoding, compression, self._settings.max_body_bytes
-                )
+                content = await self._read(http, body, permit)
+                request = Request(content, encoding, compression, self._settings.max_body_bytes, "http")
                 answer = await self._answer(request, permit)
             code = _CODES.get(answer.verdict, 200)
         except _Refused as e:

@@ -9,7 +9,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -35,12 +35,14 @@ __all__ = [
     "ReceiverStats",
     "Request",
     "Sink",
+    "Transport",
     "Verdict",
     "inflate",
 ]
 
 Encoding = Literal["protobuf", "json"]
 Compression = Literal["", "gzip", "zlib"]
+Transport = Literal["grpc", "http"]
 
 _log = logging.getLogger("otel_audit.receiver")
 _BLOCK_BYTES: Final = 1 << 20
@@ -115,15 +117,17 @@ class ReceiverStats:
     Args:
         requests: requests whose data is durable and acknowledged, or would be had the sender waited.
         spans: spans in those requests, of which `skipped` are not audit records.
+        spans_by_transport: the spans, by how they came.
         records: new records in the log; `duplicates` were there before.
         quarantined: entries kept in quarantine.
         refused: requests answered otherwise than with success, by reason.
         in_flight_bytes: request bodies held now; `in_flight_bytes_max` is the most there ever were.
-        healthy: whether the log could make data durable when last tried.
+        healthy: whether senders should come here now, as `/readyz` says.
     """
 
     requests: int = 0
     spans: int = 0
+    spans_by_transport: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     skipped: int = 0
     records: int = 0
     duplicates: int = 0
@@ -143,12 +147,14 @@ class Request:
         encoding: what the bytes are once decompressed.
         compression: gzip (RFC 1952, any number of members), zlib (RFC 1950), or none.
         limit_bytes: the most it may be once decompressed.
+        transport: how it came, for the counters.
     """
 
     body: bytes
     encoding: Encoding = "protobuf"
     compression: Compression = ""
     limit_bytes: int = 64 << 20
+    transport: Transport = "grpc"
 
 
 def inflate(data: bytes, compression: Literal["gzip", "zlib"], limit_bytes: int, grow: Callable[[int], None]) -> bytes:
@@ -247,6 +253,7 @@ class Intake:
         decoder: a `Decoder`.
         settings: limits.
         clock: monotonic seconds; tests replace it.
+        health: why the log behind is not ready, a sentence each; must answer at once.
     """
 
     def __init__(
@@ -255,8 +262,10 @@ class Intake:
         decoder: Decodes,
         settings: IntakeSettings = IntakeSettings(),
         clock: Callable[[], float] = time.monotonic,
+        health: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.settings = settings
+        self._health = health
         self._sink = sink
         self._decoder = decoder
         self._clock = clock
@@ -270,6 +279,7 @@ class Intake:
         self._in_flight_bytes = 0
         self._in_flight_bytes_max = 0
         self._counts = _Counts()
+        self._spans: Counter[str] = Counter(dict.fromkeys(("grpc", "http"), 0))
         self._refused: Counter[str] = Counter()
         self._complained_s: dict[str, float] = {}
         self._failed_s: float | None = None  # when the log last failed to make data durable; None: it works
@@ -332,7 +342,9 @@ class Intake:
         except Exception as e:
             answer.set_result(self.retry(e))
         else:
-            durable.add_done_callback(lambda done: answer.set_result(self._settle(done, decoded, invalid)))
+            durable.add_done_callback(
+                lambda done: answer.set_result(self._settle(done, decoded, invalid, request.transport))
+            )
         return answer
 
     def _decode(self, request: Request, permit: Permit) -> tuple[Decoded, str]:
@@ -364,13 +376,14 @@ class Intake:
         told = f"{_sendable(str(error))[:_MESSAGE_CHARS]}; it was kept in quarantine, sending it again will not help"
         return _quarantined(request, body, "request_undecodable", str(error)), told
 
-    def _settle(self, durable: "Future[Receipt]", decoded: Decoded, invalid: str) -> Answer:
+    def _settle(self, durable: "Future[Receipt]", decoded: Decoded, invalid: str, transport: Transport) -> Answer:
         try:
             receipt = durable.result()
         except (Exception, CancelledError) as e:
             return self.retry(e)
         with self._lock:
             self._counts.add(decoded, receipt, acknowledged=not invalid)
+            self._spans[transport] += decoded.spans
             failed_s, self._failed_s = self._failed_s, None
         if failed_s is not None:
             _log.warning("the log makes data durable again")
@@ -406,18 +419,27 @@ class Intake:
             if speak:
                 self._complained_s[reason] = now_s
         if speak:
-            _log.warning("request refused (%s, %d so far): %s", reason, total, answer.message)
+            about = {"reason": reason, "count": total}
+            _log.warning("request refused (%s, %d so far): %s", reason, total, answer.message, extra=about)
         return answer
 
     # --- state ----------------------------------------------------------------------------------------------------------
     @property
     def healthy(self) -> bool:
-        """Whether the log makes data durable, as far as is known.
+        """Whether senders should come here now."""
+        return not self.reasons()
 
-        A failure counts for a few seconds only: without requests nobody would ever learn that the disk has room again.
+    def reasons(self) -> list[str]:
+        """Why senders should not come here now, a sentence each; empty if they should.
+
+        A failure counts for a few seconds only: without requests nobody would ever learn that the log works again. What
+        can be known without requests, the `health` of the log says.
         """
+        if self._draining:
+            return ["the service is stopping"]
         failed_s = self._failed_s
-        return not self._draining and (failed_s is None or self._clock() - failed_s >= _RECOVERY_S)
+        failing = failed_s is not None and self._clock() - failed_s < _RECOVERY_S
+        return [*(["the log cannot make data durable"] if failing else []), *self._health()]
 
     def stats(self) -> ReceiverStats:
         """The counters now."""
@@ -425,6 +447,7 @@ class Intake:
         with self._lock:
             return ReceiverStats(
                 **asdict(self._counts),
+                spans_by_transport=MappingProxyType(dict(self._spans)),
                 refused=MappingProxyType(dict(self._refused)),
                 in_flight_bytes=self._in_flight_bytes,
                 in_flight_bytes_max=self._in_flight_bytes_max,

@@ -6,10 +6,8 @@ needs them, so that `--help` and completion are quick.
 
 import importlib
 import json
-import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -93,19 +91,13 @@ def serve(config: str | None, directory: str | None, grpc: str | None, http: str
     """Receive OTLP and keep it; Ctrl-C or SIGTERM ends it after what is under way."""
     from otel_audit import config as configuration
     from otel_audit import server
+    from otel_audit._log_format import log_to_stderr
 
     settings = configuration.load(config, {"dir": directory, "grpc": grpc, "http": http})
-    _log_to_stderr()
+    log_to_stderr(settings.telemetry.logs)
+    if settings.telemetry.logs.encoding == "json":
+        return server.serve(settings)  # which logs its addresses; nothing else than objects is written
     return server.serve(settings, ready=lambda addresses: say(str(addresses)))
-
-
-def _log_to_stderr() -> None:
-    form = logging.Formatter("%(asctime)sZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-    form.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(form)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("otel_audit").setLevel(logging.INFO)
 
 
 @click.command(short_help="Seal what is not sealed yet, now.")

@@ -7,6 +7,7 @@ refused for good; what cannot be made durable now is refused for the moment, wit
 """
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -53,14 +54,21 @@ class Receiver:
         sink: the log; it stays open when the receiver stops.
         decoder: turns bodies into records.
         settings: addresses and limits.
+        health: why the log is not ready, a sentence each; empty when it is. Must answer at once.
 
     Raises `ConfigError` if an address cannot be used.
     """
 
-    def __init__(self, sink: Sink, decoder: Decodes, settings: ReceiverSettings = ReceiverSettings()) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        decoder: Decodes,
+        settings: ReceiverSettings = ReceiverSettings(),
+        health: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         if settings.grpc is None and settings.http is None:
             raise ConfigError("start receiver", "otlp", "no protocol is switched on", "switch on grpc or http")
-        self._intake = Intake(sink, decoder, settings.intake)
+        self._intake = Intake(sink, decoder, settings.intake, health=health)
         self._http = HttpServer(self._intake, settings.http) if settings.http else None
         try:
             self._grpc = GrpcServer(self._intake, settings.grpc) if settings.grpc else None
@@ -108,6 +116,10 @@ class Receiver:
     def stats(self) -> ReceiverStats:
         """Counters since start."""
         return self._intake.stats()
+
+    def reasons(self) -> list[str]:
+        """Why senders should not come here now, a sentence each; empty if they should."""
+        return self._intake.reasons()
 
     def __enter__(self) -> Self:
         self.start()

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -15,17 +16,23 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, Self
 
+from otel_audit._notify import Notifier
+from otel_audit._server_health import Health, HealthSettings
+from otel_audit._server_metrics import watch_process, watch_service
 from otel_audit._server_watch import Watch
 from otel_audit.auditlog import AuditLog
 from otel_audit.config import ServerSettings
 from otel_audit.otlp import Decoder
 from otel_audit.receiver import Receiver, ReceiverStats
+from otel_audit.telemetry import Telemetry
 from otel_audit.tracker import TrackerStats
 
 __all__ = ["Addresses", "Server", "serve"]
 
 _log = logging.getLogger("otel_audit.server")
-_GRACE_S: Final = 10.0
+_CLOSE_S: Final = 2.0  # the least that is left to close the log, and the most to push the last metrics
+_HEARTBEAT_S: Final = 5.0
+_CUT_SHORT: Final = 1  # exit code
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _M_ARENA_MAX: Final = -8  # from malloc.h
 _ARENAS: Final = 2
@@ -54,40 +61,64 @@ class Server:
 
     Args:
         settings: addresses, folder and limits.
+        health: when the log counts as not ready.
 
     Raises:
         ConfigError: an address cannot be used.
         StorageError: the folder cannot be written, is damaged, or another process writes it.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, health: HealthSettings | None = None) -> None:
+        self._shutdown_timeout_s = settings.shutdown_timeout_s
+        self.telemetry = Telemetry(settings.telemetry)
+        """Its metrics; what is to be told is watched before `start`."""
         self.log = AuditLog.open(settings.directory, settings.log)
         try:
-            self._receiver = Receiver(self.log, Decoder(settings.decode), settings.receiver)
+            self._health = Health(self.log, health or HealthSettings())
+            self._receiver = Receiver(self.log, Decoder(settings.decode), settings.receiver, self._health.reasons)
+            self.telemetry.open()
         except BaseException:
             self.log.close()
             raise
+        watch_process(self.telemetry)
+        watch_service(self.telemetry, self.log, self._receiver, settings.receiver, self._health)
         self._watch = Watch(self.log)
         directory = str(Path(settings.directory).resolve())
         self.addresses = Addresses(self._receiver.grpc_address, self._receiver.http_address, directory)
 
     def start(self) -> Addresses:
         """Take requests from now on; gives where."""
+        self._health.start()
+        self.telemetry.start()
         self._receiver.start()
         self._watch.start()
         return self.addresses
 
-    def stop(self, grace_s: float = _GRACE_S) -> None:
-        """Refuse new requests, wait up to `grace_s` for those under way, then close the log."""
-        try:
-            self._receiver.stop(grace_s)
-        finally:
-            self.log.close()
-            self._watch.stop()
+    def stop(self, grace_s: float | None = None) -> bool:
+        """Refuse new requests, wait up to `grace_s` for those under way, then close the log.
+
+        Args:
+            grace_s: None: the shutdown timeout of the settings.
+
+        Gives whether all has ended. False means that something hangs that cannot be ended, as a disk that does not answer:
+        a few seconds beyond `grace_s` the caller gets control back all the same. What was acknowledged is on disk.
+        """
+        grace_s = self._shutdown_timeout_s if grace_s is None else grace_s
+        due_s = time.monotonic() + grace_s
+        ended = _within(grace_s + _CLOSE_S, "otel-audit-stop", lambda: self._receiver.stop(grace_s))
+        closed = self.log.close(max(due_s - time.monotonic(), _CLOSE_S))
+        self._watch.stop(max(due_s - time.monotonic(), 0.0) if closed else 0.0)
+        self._health.stop()
+        self.telemetry.stop(min(max(due_s - time.monotonic(), 1.0), _CLOSE_S))
+        return ended and closed
 
     def stats(self) -> ReceiverStats:
         """Counters of the receiver since start."""
         return self._receiver.stats()
+
+    def reasons(self) -> list[str]:
+        """Why senders should not come here now, a sentence each; empty if they should."""
+        return self._receiver.reasons()
 
     def source_stats(self) -> TrackerStats:
         """What is known of the sources whose records it takes."""
@@ -117,14 +148,66 @@ def serve(settings: ServerSettings, *, ready: Callable[[Addresses], None] | None
     Raises what `Server` raises.
     """
     _spare_memory()
-    with _stop_signals() as stopping, Server(settings) as server:
-        _log.info("pid %d serves %s", os.getpid(), server.addresses.directory)
-        if ready:
-            ready(server.addresses)
-        stopping.wait()
-        _log.info("stopping; a second signal stops at once")
-    _log.info("stopped: %s", " ".join([*_pairs(server.stats()), *_pairs(server.source_stats())]))
+    notifier = Notifier()
+    with _stop_signals() as stopping:
+        server = Server(settings)
+        try:
+            server.start()
+            _log.info("pid %d serves %s", os.getpid(), server.addresses.directory)
+            for address in server.telemetry.addresses:
+                _log.info("metrics are at http://%s/metrics", address)
+            if ready:
+                ready(server.addresses)
+            notifier.ready()
+            _beat(server, notifier, stopping)
+        finally:
+            notifier.stopping()
+            _log.info("stopping; a second signal stops at once")
+            clean = server.stop()
+        _log.info("stopped: %s", " ".join([*_pairs(server.stats()), *_pairs(server.source_stats())]))
+        if not clean:
+            _end_at_once(settings.shutdown_timeout_s)
     return 0
+
+
+def _beat(server: Server, notifier: Notifier, stopping: threading.Event) -> None:
+    """Tell the service manager how things are, until a signal comes."""
+    every_s = min(_HEARTBEAT_S, (notifier.watchdog_s or _HEARTBEAT_S * 3) / 3)
+    while True:
+        reasons = server.reasons()
+        notifier.status(f"not ready: {'; '.join(reasons)}" if reasons else "ready")
+        notifier.alive()
+        if stopping.wait(every_s):
+            return
+
+
+def _end_at_once(timeout_s: float) -> None:
+    """End a process that cannot end in order: Python would wait for its threads."""
+    _log.error(
+        "not stopped within %g s: the disk does not answer, or a segment is still being sealed; ended all the same. "
+        "What was acknowledged is on disk, what was not will be sent again",
+        timeout_s,
+    )
+    logging.shutdown()
+    os._exit(_CUT_SHORT)
+
+
+def _within(timeout_s: float, name: str, do: Callable[[], None]) -> bool:
+    """Do something that may hang; whether it ended in time. Raises what it raised."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            do()
+        except BaseException as e:
+            failed.append(e)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if failed:
+        raise failed[0]
+    return not thread.is_alive()
 
 
 def _pairs(stats: ReceiverStats | TrackerStats) -> Iterator[str]:

@@ -3,16 +3,15 @@
 import json
 import logging
 import math
-import sys
 import threading
 import time
 import traceback
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from otel_audit._telemetry_settings import LogsSettings
 
-__all__ = ["JsonFormatter", "log_to_stderr"]
+__all__ = ["JsonFormatter", "log_to"]
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 _STANDARD: Final = frozenset({*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"})
@@ -30,7 +29,7 @@ class JsonFormatter(logging.Formatter):
         line: dict[str, Any] = {
             "ts": datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "level": _level_name(record.levelno),
-            "logger": _clean(record.name),
+            "logger": _text(record.name),
             "msg": _message(record),
         }
         for key, value in vars(record).items():
@@ -81,13 +80,14 @@ def _clean(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def log_to_stderr(settings: LogsSettings) -> None:
-    """Write the log of this process to standard error.
+def log_to(stream: TextIO, settings: LogsSettings) -> None:
+    """Write the log of this process to a stream.
 
     Args:
+        stream: standard error, for the service.
         settings: from which level on, and how. Other libraries are heard from `warn` on, or from `level` if that is higher.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     if settings.encoding == "json":
         handler.setFormatter(JsonFormatter())
         logging.captureWarnings(capture=True)
@@ -97,7 +97,8 @@ def log_to_stderr(settings: LogsSettings) -> None:
         form.converter = time.gmtime
         handler.setFormatter(form)
     level = _LEVELS[settings.level]
-    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler])
+    logging.getLogger().addHandler(handler)
+    logging.getLogger().setLevel(max(level, logging.WARNING))
     logging.getLogger("otel_audit").setLevel(level)
 
 
@@ -105,5 +106,5 @@ def _thread_failed(args: threading.ExceptHookArgs) -> None:
     """An object as any other, in place of the text that Python would write."""
     name = args.thread.name if args.thread else "unknown"
     if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
-        about = {"thread": name}
+        about = {"failed_thread": name}
         logging.getLogger("otel_audit").error("thread %s failed", name, exc_info=args.exc_value, extra=about)

@@ -51,7 +51,8 @@ class Endpoint:
             self._close_sockets()
             raise
         self.address = join_address(host, port)
-        self._clients = 0  # the loop's own
+        # The loop's own: who is being answered, by the task that does it.
+        self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending: asyncio.Event | None = None
         self._running = threading.Event()
@@ -90,17 +91,27 @@ class Endpoint:
 
     async def _serve(self) -> None:
         self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
-        servers = [await asyncio.start_server(self._client, sock=s, limit=_HEAD_BYTES) for s in self._sockets]
+        servers = [await asyncio.start_server(self._connected, sock=s, limit=_HEAD_BYTES) for s in self._sockets]
         self._running.set()
         await self._ending.wait()
         for server in servers:
             server.close()
+        clients = dict(self._clients)
+        for client in clients.values():
+            client.transport.abort()
+        if clients:
+            await asyncio.wait(clients)
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._clients) >= _CLIENTS_MAX:
+            writer.transport.abort()
+            return
+        task = asyncio.ensure_future(self._client(reader, writer))
+        self._clients[task] = writer
+        task.add_done_callback(self._clients.pop)
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._clients += 1
         try:
-            if self._clients > _CLIENTS_MAX:
-                return
             async with asyncio.timeout(self._timeout_s):
                 head = await reader.readuntil(b"\r\n\r\n")
                 writer.write(self._answer(head))
@@ -110,7 +121,6 @@ class Endpoint:
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # its trouble alone
         finally:
-            self._clients -= 1
             writer.transport.abort()
 
     def _answer(self, head: bytes) -> bytes:

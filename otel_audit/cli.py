@@ -6,9 +6,11 @@ needs them, so that `--help` and completion are quick.
 
 import importlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import click
@@ -91,13 +93,18 @@ def serve(config: str | None, directory: str | None, grpc: str | None, http: str
     """Receive OTLP and keep it; Ctrl-C or SIGTERM ends it after what is under way."""
     from otel_audit import config as configuration
     from otel_audit import server
-    from otel_audit._log_format import log_to_stderr
+    from otel_audit._log_format import log_to
 
     settings = configuration.load(config, {"dir": directory, "grpc": grpc, "http": http})
-    log_to_stderr(settings.telemetry.logs)
-    if settings.telemetry.logs.encoding == "json":
-        return server.serve(settings)  # which logs its addresses; nothing else than objects is written
-    return server.serve(settings, ready=lambda addresses: say(str(addresses)))
+    log_to(sys.stderr, settings.telemetry.logs)
+
+    def ready(addresses: server.Addresses) -> None:
+        if settings.telemetry.logs.encoding == "json":  # then nothing else than objects is written
+            logging.getLogger("otel_audit.server").info("%s", addresses, extra=asdict(addresses))
+        else:
+            say(str(addresses))
+
+    return server.serve(settings, ready=ready)
 
 
 @click.command(short_help="Seal what is not sealed yet, now.")

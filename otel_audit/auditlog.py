@@ -250,6 +250,11 @@ class AuditLog:
         os.close(self._lock_fd)
         return True
 
+    @property
+    def committing(self) -> bool:
+        """Whether the committer runs; after `close`, whether something that was submitted still hangs in it."""
+        return self._thread.is_alive()
+
     def __enter__(self) -> Self:
         return self
 

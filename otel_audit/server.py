@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from otel_audit._notify import Notifier
 from otel_audit._server_health import Health, HealthSettings
@@ -28,6 +28,10 @@ from otel_audit.telemetry import Telemetry
 from otel_audit.tracker import TrackerStats
 
 __all__ = ["Addresses", "Server", "serve"]
+
+Ending = Literal["ended", "sealing", "hanging"]
+"""How a server has stopped: wholly; while a segment was being sealed, which the next start does again; or not, as
+something does not return, such as a disk that does not answer."""
 
 _log = logging.getLogger("otel_audit.server")
 _CLOSE_S: Final = 2.0  # the least that is left to close the log, and the most to push the last metrics
@@ -75,9 +79,10 @@ class Server:
         self.log = AuditLog.open(settings.directory, settings.log)
         try:
             self._health = Health(self.log, health or HealthSettings())
-            self._receiver = Receiver(self.log, Decoder(settings.decode), settings.receiver, self._health.reasons)
             self.telemetry.open()
+            self._receiver = Receiver(self.log, Decoder(settings.decode), settings.receiver, self._health.reasons)
         except BaseException:
+            self.telemetry.stop()
             self.log.close()
             raise
         watch_process(self.telemetry)
@@ -94,14 +99,13 @@ class Server:
         self._watch.start()
         return self.addresses
 
-    def stop(self, grace_s: float | None = None) -> bool:
+    def stop(self, grace_s: float | None = None) -> Ending:
         """Refuse new requests, wait up to `grace_s` for those under way, then close the log.
 
         Args:
             grace_s: None: the shutdown timeout of the settings.
 
-        Gives whether all has ended. False means that something hangs that cannot be ended, as a disk that does not answer:
-        a few seconds beyond `grace_s` the caller gets control back all the same. What was acknowledged is on disk.
+        A few seconds beyond `grace_s` the caller gets control back whatever hangs. What was acknowledged is on disk.
         """
         grace_s = self._shutdown_timeout_s if grace_s is None else grace_s
         due_s = time.monotonic() + grace_s
@@ -110,7 +114,9 @@ class Server:
         self._watch.stop(max(due_s - time.monotonic(), 0.0) if closed else 0.0)
         self._health.stop()
         self.telemetry.stop(min(max(due_s - time.monotonic(), 1.0), _CLOSE_S))
-        return ended and closed
+        if self.log.committing or not ended:
+            return "hanging"
+        return "ended" if closed else "sealing"
 
     def stats(self) -> ReceiverStats:
         """Counters of the receiver since start."""
@@ -163,10 +169,10 @@ def serve(settings: ServerSettings, *, ready: Callable[[Addresses], None] | None
         finally:
             notifier.stopping()
             _log.info("stopping; a second signal stops at once")
-            clean = server.stop()
+            ending = server.stop()
         _log.info("stopped: %s", " ".join([*_pairs(server.stats()), *_pairs(server.source_stats())]))
-        if not clean:
-            _end_at_once(settings.shutdown_timeout_s)
+        if ending != "ended":
+            _end_at_once(ending, settings.shutdown_timeout_s)
     return 0
 
 
@@ -181,15 +187,18 @@ def _beat(server: Server, notifier: Notifier, stopping: threading.Event) -> None
             return
 
 
-def _end_at_once(timeout_s: float) -> None:
-    """End a process that cannot end in order: Python would wait for its threads."""
-    _log.error(
-        "not stopped within %g s: the disk does not answer, or a segment is still being sealed; ended all the same. "
-        "What was acknowledged is on disk, what was not will be sent again",
-        timeout_s,
-    )
+def _end_at_once(ending: Ending, timeout_s: float) -> None:
+    """End a process whose threads do not: Python would wait for them."""
+    if ending == "sealing":
+        _log.warning("a segment was still being sealed after %g s; the next start seals it again", timeout_s)
+    else:
+        _log.error(
+            "not stopped within %g s: a write to the disk does not return; ended all the same. "
+            "What was acknowledged is on disk, what was not will be sent again",
+            timeout_s,
+        )
     logging.shutdown()
-    os._exit(_CUT_SHORT)
+    os._exit(0 if ending == "sealing" else _CUT_SHORT)
 
 
 def _within(timeout_s: float, name: str, do: Callable[[], None]) -> bool:

@@ -4,6 +4,7 @@ Whatever hangs: every record that was acknowledged is there exactly once, nothin
 """
 
 import contextlib
+import re
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ import grpc
 import httpx
 import pytest
 
+from otel_audit.reader import LogReader
 from otel_audit.receiver import parse_endpoint
 from tests.collector.support import Process, Service, wait_for
 from tests.otlp_support import encoded, request, span
@@ -49,7 +51,8 @@ sys.exit(__main__.main())
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "audit.yaml"
-    path.write_text(f"service: {{shutdown_timeout: {TIMEOUT_S:g}s}}\n")
+    scraped = "{metrics: {readers: [{pull: {exporter: {prometheus: {host: 127.0.0.1, port: 0}}}}]}}"
+    path.write_text(f"service: {{shutdown_timeout: {TIMEOUT_S:g}s, telemetry: {scraped}}}\n")
     return path
 
 
@@ -153,9 +156,9 @@ def marker(tmp_path: Path) -> Path:
     return tmp_path / "the-disk-hangs"
 
 
-def hanging(tmp_path: Path, config: Path, marker: Path) -> Service:
-    """The service, with syncs of its journal that do not return while `marker` is there."""
-    (tmp_path / "hanging.py").write_text(HANGING)
+def hanging(tmp_path: Path, config: Path, marker: Path, program: str = HANGING) -> Service:
+    """The service, with a fault built in: syncs of its journal that do not return while `marker` is there."""
+    (tmp_path / "hanging.py").write_text(program)
     service = Service.__new__(Service)
     command: list[str | Path] = [
         sys.executable,
@@ -191,6 +194,8 @@ def test_a_disk_that_hangs_does_not_hold_up_the_end_and_nothing_of_it_is_acknowl
         sender.start()
         post.start()
         wait_for(lambda: write_hangs(service), "readiness says that a write hangs")
+        url = re.findall(r"metrics are at (\S+)", service.said())[0]
+        assert "\notel_audit_healthy 0\n" in httpx.get(url, trust_env=False, timeout=30).text, "metrics do not hang"
         code, took_s = end(service)
         sender.join(60)
         post.join(60)
@@ -227,6 +232,36 @@ def test_a_disk_that_answers_again_in_time_loses_nothing(tmp_path: Path, config:
         assert service.exit_code == 0
     assert post.code == 200
     assert len(check_log(tmp_path / "log")) == 20
+
+
+SEALING = """
+import os, sys, threading
+from otel_audit import __main__, lake
+marker = sys.argv.pop(1)
+
+def seal(*arguments):
+    open(marker, "w").close()
+    threading.Event().wait()
+
+lake.Lake.seal = seal
+sys.exit(__main__.main())
+"""
+
+
+def test_a_seal_that_takes_too_long_is_left_to_the_next_start(tmp_path: Path, config: Path, marker: Path) -> None:
+    config.write_text(config.read_text() + "log: {segment_rows: 20}\n")
+    with hanging(tmp_path, config, marker, SEALING) as service:
+        with export_to(service.grpc) as export:
+            export(batch(0, 0), timeout=30)
+            wait_for(marker.exists, "a segment is being sealed")
+            export(batch(1, 0, spans=5), timeout=30)
+        code, _ = end(service)
+        assert "the next start seals it again" in service.said()
+    assert code == 0
+    with Service(tmp_path / "log", "--config", config) as again:
+        assert again.terminate() == 0
+    assert len(check_log(tmp_path / "log")) == 25
+    assert LogReader.open(tmp_path / "log").snapshot().sealed_seq == 20
 
 
 def test_new_requests_are_refused_retryably_while_the_end_is_near(tmp_path: Path, config: Path, marker: Path) -> None:

@@ -140,3 +140,15 @@ def test_a_fault_in_the_rest_is_said(tmp_path: Path, text: str, said: str) -> No
 
 def test_levels_are_taken_in_either_case_as_a_collector_does(tmp_path: Path) -> None:
     assert load(telemetry(tmp_path, "logs: {level: WARN}")).telemetry.logs == LogsSettings("warn")
+
+
+def test_the_example_of_the_documentation_is_a_good_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METRICS_TOKEN", "secret")
+    text = (Path(__file__).parents[2] / "docs" / "telemetry.md").read_text()
+    path = tmp_path / "audit.yaml"
+    path.write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    told = load(path).telemetry
+    assert [type(r) for r in told.readers] == [PrometheusReader, OtlpReader]
+    assert told.logs.encoding == "json"

@@ -328,7 +328,7 @@ def test_what_keeps_senders_away_is_said_one_reason_each() -> None:
     reasons.clear()
     clock.now_s += 60
     assert intake.reasons() == []
-    assert intake.healthy
+    assert intake.stats().healthy
     intake.drain()
     assert intake.reasons() == ["the service is stopping"]
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from otel_audit._durations import Spread
 from otel_audit.errors import ConfigError
 
 __all__ = ["LogSettings", "LogStats", "Receipt", "SealResult"]
@@ -26,6 +27,8 @@ class LogSettings:
         keep_replaced_s: how long segments that were merged stay on disk for readers of older snapshots.
         disk_reserve_bytes: appends are refused while the disk has less left than this, so that sealing still can go on;
             None: 64 MiB, or a twentieth of a smaller disk.
+        disk_ready_bytes: the service counts as not ready while the disk has less left than this, so that senders turn
+            elsewhere before appends are refused; None: twice the reserve. Never less than the reserve.
         late_s: how long a record that a source's numbers show to be missing may still be on its way.
     """
 
@@ -38,6 +41,7 @@ class LogSettings:
     compact_least: int = 8
     keep_replaced_s: float = 3600.0
     disk_reserve_bytes: int | None = None
+    disk_ready_bytes: int | None = None
     late_s: float = 300.0
 
     def __post_init__(self) -> None:
@@ -89,6 +93,12 @@ class LogStats:
         remembered: identities whose retry would be recognised.
         segments_sealed, segments_compacted: files made, and small files merged away.
         append_error, seal_error: why the last try failed; empty when it did not.
+        seal_errors: tries to seal that failed; seal_failed_s: on the monotonic clock, since when all have; None: they do not.
+        unsealed_since_us: when the oldest record that is not sealed was taken, microseconds since 1970 UTC; None: all are.
+        quarantine_entries: entries in the quarantine, of earlier runs as well.
+        committing_since_s: on the monotonic clock, since when the group commit under way is; None: none is.
+        broken: why nothing is taken until a restart; empty: it is.
+        fsync_durations: how long the syncs of the journal took; commit_durations: and whole group commits.
     """
 
     last_seq: int
@@ -105,3 +115,11 @@ class LogStats:
     segments_compacted: int
     append_error: str
     seal_error: str
+    seal_errors: int
+    seal_failed_s: float | None
+    unsealed_since_us: int | None
+    quarantine_entries: int
+    committing_since_s: float | None
+    broken: str
+    fsync_durations: Spread
+    commit_durations: Spread

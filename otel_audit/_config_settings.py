@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from otel_audit import _config_telemetry as telemetry_kinds
 from otel_audit import _config_values as kinds
 from otel_audit._config_values import Kind
 from otel_audit._senders_file import SENDERS
@@ -16,6 +17,7 @@ from otel_audit.auditlog import LogSettings
 from otel_audit.forwarder import OtlpLogsSettings
 from otel_audit.otlp import DecodeSettings
 from otel_audit.receiver import GrpcSettings, HttpSettings, ReceiverSettings, TlsSettings
+from otel_audit.telemetry import TelemetrySettings
 
 __all__ = ["BY_FLAG", "BY_KEY", "DEFAULT_DIRECTORY", "OPTIONAL", "PROTOCOLS", "SECTIONS", "ServerSettings", "Setting"]
 
@@ -32,6 +34,8 @@ class ServerSettings:
         log: how the log stores.
         decode: what becomes a record.
         otlp_logs: where records are passed on to as OTLP log records; None: nowhere.
+        telemetry: what the service says of itself.
+        shutdown_timeout_s: how long requests under way may take to end when the service is told to stop.
     """
 
     directory: str = DEFAULT_DIRECTORY
@@ -39,6 +43,8 @@ class ServerSettings:
     log: LogSettings = field(default_factory=LogSettings)
     decode: DecodeSettings = field(default_factory=DecodeSettings)
     otlp_logs: OtlpLogsSettings | None = None
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
+    shutdown_timeout_s: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,7 @@ _SETTINGS: Final = (
     Setting("log.dedupe_ids_max", "log.dedupe_ids_max", kinds.INTEGER),
     Setting("log.queue_records", "log.queue_records", kinds.INTEGER),
     Setting("log.disk_reserve_mib", "log.disk_reserve_bytes", kinds.MEBIBYTES),
+    Setting("log.disk_ready_mib", "log.disk_ready_bytes", kinds.MEBIBYTES),
     Setting("log.late_after", "log.late_s", kinds.DURATION),
     Setting(f"{_LOGS}.endpoint", "otlp_logs.endpoint", kinds.TEXT),
     Setting(f"{_LOGS}.protocol", "otlp_logs.protocol", kinds.choice("grpc", "http/protobuf")),
@@ -116,6 +123,11 @@ _SETTINGS: Final = (
     Setting(f"{_LOGS}.batch_records", "otlp_logs.batch_records", kinds.INTEGER),
     Setting(f"{_LOGS}.from", "otlp_logs.start", kinds.choice("beginning", "now")),
     Setting("exclude_routes", "decode.exclude_routes", kinds.TEXTS),
+    Setting("service.telemetry.logs.level", "telemetry.logs.level", telemetry_kinds.LEVEL),
+    Setting("service.telemetry.logs.encoding", "telemetry.logs.encoding", kinds.choice("console", "json")),
+    Setting("service.telemetry.metrics.readers", "telemetry.readers", telemetry_kinds.READERS),
+    Setting("service.telemetry.resource", "telemetry.resource", telemetry_kinds.RESOURCE),
+    Setting("service.shutdown_timeout", "shutdown_timeout_s", kinds.DURATION),
 )
 
 BY_KEY: Final = {s.key: s for s in _SETTINGS}

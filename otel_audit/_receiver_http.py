@@ -33,7 +33,7 @@ from otel_audit._receiver_gate import Credentials, Gate
 from otel_audit._receiver_intake import Compression, Encoding, Intake, Permit, Request, Signal
 from otel_audit._receiver_status import status_of
 from otel_audit._receiver_tls import TlsSettings, certificate_names, http_context, watch
-from otel_audit.errors import UnavailableError
+from otel_audit.errors import LogClosedError, UnavailableError
 
 __all__ = ["PATHS", "HttpServer", "HttpSettings"]
 
@@ -125,6 +125,9 @@ class _App:
         self._intake = intake
         self._gate = gate
         self._settings = settings
+        # The loop's own: requests being answered, and whether they have been told to come to an end.
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._cut_off = False
         self.pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="otlp-http")
         routes = [
             *(Route(path, self._export, methods=["POST"]) for path in PATHS),
@@ -133,13 +136,24 @@ class _App:
         ]
         self.asgi = Starlette(routes=routes, exception_handlers={HTTPException: self._http_error})
 
+    def cut_off(self) -> None:
+        """Tell the senders of requests that are still under way to come again; on the loop's thread.
+
+        Were they left to uvicorn, it would answer 500, after which senders drop what they sent.
+        """
+        self._cut_off = True
+        for task in self._under_way:
+            task.cancel()
+
     async def _live(self, _: HttpRequest) -> Response:
         return PlainTextResponse("alive\n")
 
     async def _ready(self, _: HttpRequest) -> Response:
-        if self._intake.healthy:
+        reasons = self._intake.reasons()
+        if not reasons:
             return PlainTextResponse("ready\n")
-        return PlainTextResponse("the log cannot make data durable\n", 503, self._retry_after())
+        text = "".join(f"{' '.join(reason.split())}\n" for reason in reasons)
+        return PlainTextResponse(text.encode(errors="backslashreplace"), 503, self._retry_after())
 
     async def _http_error(self, _: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -147,6 +161,22 @@ class _App:
         return self._respond(error.status_code, "json", answer, error.headers)
 
     async def _export(self, http: HttpRequest) -> Response:
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way.add(task)
+        try:
+            return await self._take(http)
+        except asyncio.CancelledError:
+            if not self._cut_off:
+                raise
+            task.uncancel()
+            answer = self._intake.retry(LogClosedError("append", "request", "the service is stopping", "send it again"))
+            encoding: Encoding = _known_encoding(http) or "protobuf"
+            return self._respond(_CODES[Verdict.RETRY], encoding, answer, {"connection": "close"})
+        finally:
+            self._under_way.discard(task)
+
+    async def _take(self, http: HttpRequest) -> Response:
         body = _Body(http)
         encoding: Encoding = _known_encoding(http) or "json"  # also of an answer to a request of an unknown kind
         bounds, headers = (self._settings.max_body_bytes, self._settings.receive_timeout_s), dict[str, str]()
@@ -158,7 +188,8 @@ class _App:
             with self._intake.admit() as permit:
                 limit = visit.limit_bytes(self._settings.max_body_bytes)
                 data = await self._read(http, body, permit, limit)
-                request = Request(data, encoding, compression, limit, visit=visit, signal=PATHS[http.scope["path"]])
+                signal = PATHS[http.scope["path"]]
+                request = Request(data, encoding, compression, limit, visit=visit, signal=signal, transport="http")
                 answer = await self._answer(request, permit)
             code = _CODES.get(answer.verdict, 200)
         except TurnedAwayError as e:
@@ -370,6 +401,7 @@ class HttpServer:
             config.ssl = http_context(self.certificates)
         self._header_timeout_s = settings.header_timeout_s
         self._server = _Uvicorn(config)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="otlp-http", daemon=True)
 
     def start(self) -> None:
@@ -379,7 +411,10 @@ class HttpServer:
 
     def begin_stop(self, grace_s: float) -> None:
         """Take no new connections; requests under way may take `grace_s` more."""
-        self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended by itself
+                self._loop.call_soon_threadsafe(self._loop.call_later, grace_s, self._app.cut_off)
+        self._server.config.timeout_graceful_shutdown = math.ceil(grace_s) + 1
         self._server.should_exit = True
 
     def finish_stop(self) -> None:
@@ -390,9 +425,13 @@ class HttpServer:
         self._app.pool.shutdown(wait=True)
 
     def _run(self) -> None:
+        async def serve() -> None:
+            self._loop = asyncio.get_running_loop()
+            await self._server.serve(sockets=self._sockets)
+
         try:
             with asyncio.Runner(loop_factory=lambda: _Loop(self._header_timeout_s)) as runner:
-                runner.run(self._server.serve(sockets=self._sockets))
+                runner.run(serve())
         except Exception:
             _log.exception("OTLP/HTTP stopped")
 

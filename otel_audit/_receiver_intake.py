@@ -9,7 +9,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -37,6 +37,7 @@ __all__ = [
     "Request",
     "Signal",
     "Sink",
+    "Transport",
     "Verdict",
     "inflate",
 ]
@@ -44,6 +45,7 @@ __all__ = [
 Encoding = Literal["protobuf", "json"]
 Compression = Literal["", "gzip", "zlib"]
 Signal = Literal["traces", "logs"]
+Transport = Literal["grpc", "http"]
 
 _log = logging.getLogger("otel_audit.receiver")
 _BLOCK_BYTES: Final = 1 << 20
@@ -102,12 +104,13 @@ class ReceiverStats:
     Args:
         requests: requests whose data is durable and acknowledged, or would be had the sender waited.
         spans, log_records: what was in those requests, of which `skipped` are not audit records.
+        spans_by_transport, log_records_by_transport: the same, by how they came.
         records: new records in the log; `duplicates` were there before.
         quarantined: entries kept in quarantine.
         not_allowed: records kept in quarantine because their sender may not speak for their service or source.
         refused: requests answered otherwise than with success, by reason.
         in_flight_bytes: request bodies held now; `in_flight_bytes_max` is the most there ever were.
-        healthy: whether the log could make data durable when last tried.
+        healthy: whether senders should come here now, as `/readyz` says.
         reloads: how often changed files (certificates, senders) were taken into use; `reload_failures`: could not be.
         stale_files: how many of them are in use as they were before, because what they hold now cannot be used.
     """
@@ -115,6 +118,8 @@ class ReceiverStats:
     requests: int = 0
     spans: int = 0
     log_records: int = 0
+    spans_by_transport: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    log_records_by_transport: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     skipped: int = 0
     records: int = 0
     duplicates: int = 0
@@ -140,6 +145,7 @@ class Request:
         limit_bytes: the most it may be, as it came and once decompressed.
         visit: whose it is.
         signal: what the bytes hold.
+        transport: how it came, for the counters.
     """
 
     body: bytes
@@ -148,6 +154,7 @@ class Request:
     limit_bytes: int = 64 << 20
     visit: Visit = field(default_factory=Visit)
     signal: Signal = "traces"
+    transport: Transport = "grpc"
 
 
 def inflate(data: bytes, compression: Literal["gzip", "zlib"], limit_bytes: int, grow: Callable[[int], None]) -> bytes:
@@ -246,6 +253,7 @@ class Intake:
         decoder: a `Decoder`.
         settings: limits.
         clock: monotonic seconds; tests replace it.
+        health: why the log behind is not ready, a sentence each; must answer at once.
     """
 
     def __init__(
@@ -254,8 +262,10 @@ class Intake:
         decoder: Decodes,
         settings: IntakeSettings = IntakeSettings(),
         clock: Callable[[], float] = time.monotonic,
+        health: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self.settings = settings
+        self._health = health
         self._sink = sink
         self._decoder = decoder
         self._clock = clock
@@ -269,6 +279,7 @@ class Intake:
         self._in_flight_bytes = 0
         self._in_flight_bytes_max = 0
         self._counts = _Counts()
+        self._received: Counter[tuple[Signal, Transport]] = Counter()
         self._refused: Counter[str] = Counter()
         self._complained_s: dict[str, float] = {}
         self._failed_s: float | None = None  # when the log last failed to make data durable; None: it works
@@ -333,10 +344,9 @@ class Intake:
             request.visit.give_back()
             answer.set_result(self.retry(e))
         else:
-            visit, signal = request.visit, request.signal  # and not all of the request
-            durable.add_done_callback(
-                lambda done: answer.set_result(self._settle(done, decoded, invalid, visit, signal))
-            )
+            what = request.signal, request.transport  # and not all of the request
+            visit = request.visit
+            durable.add_done_callback(lambda done: answer.set_result(self._settle(done, decoded, invalid, visit, what)))
         return answer
 
     def _decode(self, request: Request, permit: Permit) -> tuple[Decoded, str]:
@@ -376,7 +386,12 @@ class Intake:
         return _quarantined(request, body, "request_undecodable", str(error)), told
 
     def _settle(
-        self, durable: "Future[Receipt]", decoded: Decoded, invalid: str, visit: Visit, signal: Signal
+        self,
+        durable: "Future[Receipt]",
+        decoded: Decoded,
+        invalid: str,
+        visit: Visit,
+        what: tuple[Signal, Transport],
     ) -> Answer:
         try:
             receipt = durable.result()
@@ -384,8 +399,9 @@ class Intake:
             visit.give_back()
             return self.retry(e)
         with self._lock:
-            self._counts.add(decoded, receipt, signal, acknowledged=not invalid)
+            self._counts.add(decoded, receipt, what[0], acknowledged=not invalid)
             self._counts.not_allowed += visit.not_allowed
+            self._received[what] += decoded.spans
             failed_s, self._failed_s = self._failed_s, None
         if failed_s is not None:
             _log.warning("the log makes data durable again")
@@ -426,14 +442,17 @@ class Intake:
             self._refused[reason] += 1
             total = self._refused[reason]
         told = f"{answer.message} ({about})" if about else answer.message
-        self._complain(f"{reason}, {total} so far", told, sender, key=reason)
+        extra = {"reason": reason, "count": total}
+        self._complain(f"{reason}, {total} so far", told, sender, key=reason, extra=extra)
         return answer
 
     def turn_away(self, error: TurnedAwayError) -> Answer:
         """Count and log what the gate has not let in; gives the answer to it."""
         return self.refuse(error.reason, error.answer, about=error.about, sender=error.sender)
 
-    def _complain(self, what: str, told: str, sender: str, key: str = "") -> None:
+    def _complain(
+        self, what: str, told: str, sender: str, key: str = "", extra: Mapping[str, object] | None = None
+    ) -> None:
         """Log a refusal, unless the same has been logged just now."""
         now_s = self._clock()
         key = f"{key or what} {sender}"
@@ -442,17 +461,29 @@ class Intake:
             if speak:
                 self._complained_s[key] = now_s
         if speak:
-            _log.warning("refused (%s): %s", what, told)
+            _log.warning("refused (%s): %s", what, told, extra=extra)
 
     # --- state ----------------------------------------------------------------------------------------------------------
     @property
     def healthy(self) -> bool:
-        """Whether the log makes data durable, as far as is known.
+        """Whether senders should come here now."""
+        return not self.reasons()
 
-        A failure counts for a few seconds only: without requests nobody would ever learn that the disk has room again.
+    def reasons(self) -> list[str]:
+        """Why senders should not come here now, a sentence each; empty if they should.
+
+        A failure counts for a few seconds only: without requests nobody would ever learn that the log works again. What
+        can be known without requests, the `health` of the log says.
         """
+        if self._draining:
+            return ["the service is stopping"]
         failed_s = self._failed_s
-        return not self._draining and (failed_s is None or self._clock() - failed_s >= _RECOVERY_S)
+        failing = failed_s is not None and self._clock() - failed_s < _RECOVERY_S
+        return [*(["the log cannot make data durable"] if failing else []), *self._health()]
+
+    def _by_transport(self, signal: Signal) -> Mapping[str, int]:
+        transports: tuple[Transport, ...] = ("grpc", "http")
+        return MappingProxyType({transport: self._received[signal, transport] for transport in transports})
 
     def stats(self) -> ReceiverStats:
         """The counters now."""
@@ -460,6 +491,8 @@ class Intake:
         with self._lock:
             return ReceiverStats(
                 **asdict(self._counts),
+                spans_by_transport=self._by_transport("traces"),
+                log_records_by_transport=self._by_transport("logs"),
                 refused=MappingProxyType(dict(self._refused)),
                 in_flight_bytes=self._in_flight_bytes,
                 in_flight_bytes_max=self._in_flight_bytes_max,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from otel_audit.auditlog import AuditLog
 from otel_audit.numbers import Range
-from otel_audit.tracker import SOURCES_MAX, Hole
+from otel_audit.tracker import SOURCES_MAX, Event, Hole
 
 if TYPE_CHECKING:
     from otel_audit.sources import Source
@@ -44,11 +44,11 @@ class Watch:
         """Begin; what the log already says of its sources is read first."""
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float = _STOP_S) -> None:
         """End; a look at the log that is under way may go on in the background."""
         self._ending.set()
         if self._thread.ident is not None:
-            self._thread.join(_STOP_S)
+            self._thread.join(timeout_s)
 
     def _run(self) -> None:
         every_s = min(self._tracker.late_s / 4, _EVERY_S)
@@ -110,9 +110,9 @@ class Watch:
     def _tell_events(self) -> None:
         for event in self._tracker.events():
             if event.kind == "stop":
-                _log.info("source %s of %s ended in good order", event.source, event.service)
+                _log.info("source %s of %s ended in good order", event.source, event.service, extra=_about(event))
             else:
-                _log.info("source %s of %s began", event.source, event.service)
+                _log.info("source %s of %s began", event.source, event.service, extra=_about(event))
 
     def _tell_losses(self) -> None:
         suspects = self._tracker.suspects()
@@ -144,4 +144,9 @@ class Watch:
             ", ".join(numbers[:_RANGES_SAID]),
             more,
             f"dropped, {reasons}" if reasons else f"they did not come within {self._tracker.late_s:g} s",
+            extra={"source": source.id, "service": source.service, "count": missing, "reason": reasons or "late"},
         )
+
+
+def _about(event: Event) -> dict[str, str]:
+    return {"source": event.source, "service": event.service}

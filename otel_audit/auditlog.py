@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from otel_audit import __version__
 from otel_audit._auditlog_types import LogSettings, LogStats, Receipt, SealResult
+from otel_audit._durations import Durations
 from otel_audit._stored import StoredKeys
 from otel_audit.dedupe import KEY_COLUMNS, Keys, Memory, keys_of
 from otel_audit.errors import (
@@ -68,6 +69,9 @@ class _Counters:
     commit_ns: int = 0
     refused: int = 0
     append_error: str = ""
+    committing_since_s: float | None = None
+    fsyncs: Durations = field(default_factory=Durations)
+    commit_times: Durations = field(default_factory=Durations)
 
 
 @dataclass(slots=True)
@@ -107,6 +111,8 @@ class AuditLog:
         self._journal_since = 0.0
         self._broken = ""
         self._recorded_us = 0
+        # Number and time of the first record of each journal that is not known to be sealed, oldest first.
+        self._begun: deque[tuple[int, int]] = deque()
         lake = Lake(directory / "lake")
         lake.create(self.name)
         sealed_seq = _sealed_seq(lake, self.name)
@@ -118,7 +124,8 @@ class AuditLog:
         """The sources of its records; knows those of the dedupe window at least."""
         self._stored = StoredKeys(directory, self.name)
         self._memory = Memory(int(settings.dedupe_window_s * 1e6), settings.dedupe_ids_max, self._stored)
-        self._reserve_bytes = _reserve(directory, settings)
+        self.reserve_bytes = _reserve(directory, settings)
+        """Appends are refused while the disk has less left than this."""
         self._sealer = Sealer(
             lake,
             self.name,
@@ -191,6 +198,8 @@ class AuditLog:
             raise CorruptLogError(tail.path, 0, f"records {low} to {high - 1} are {what}", hint)
         if self._head and tail.meta.get("previous") != self._head.hex():
             raise CorruptLogError(tail.path, 0, "the journal does not continue the one before it", hint)
+        if tail.batches:
+            self._begun.append((self._next_seq, tail.batches[0].column("recorded_at").cast(pa.int64())[0].as_py()))
         for batch in tail.batches:
             recorded_us = batch.column("recorded_at").cast(pa.int64())[-1].as_py()
             self._memory.add(keys_of(batch), self._next_seq, recorded_us)
@@ -215,20 +224,36 @@ class AuditLog:
                 self.tracker.take(batch, replayed=True)
                 seq += batch.num_rows
 
-    def close(self) -> None:
-        """Make durable what was submitted, then let the folder go; what is unsealed stays in the journal."""
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Make durable what was submitted, then let the folder go; what is unsealed stays in the journal.
+
+        Args:
+            timeout_s: how long that may take; None: for ever.
+
+        Gives False if it took longer: the disk does not answer, or a segment is still being sealed. The folder is not let
+        go then. The process may end all the same: it loses nothing that was acknowledged, as in a crash.
+        """
+        due_s = None if timeout_s is None else time.monotonic() + timeout_s
         with self._work:
             if self._closing:
-                return
+                return not self._thread.is_alive()
             self._closing = True
             self._work.notify_all()
-        self._thread.join()
-        self._sealer.close()
+        self._thread.join(timeout_s)
+        left_s = None if due_s is None else max(due_s - time.monotonic(), 0.0)
+        if self._thread.is_alive() or not self._sealer.close(left_s):
+            return False
         if self._journal is not None:
             self._journal.close()
         self._quarantine.close()
         self._notes.close()
         os.close(self._lock_fd)
+        return True
+
+    @property
+    def committing(self) -> bool:
+        """Whether the committer runs; after `close`, whether something that was submitted still hangs in it."""
+        return self._thread.is_alive()
 
     def __enter__(self) -> Self:
         return self
@@ -284,7 +309,18 @@ class AuditLog:
             segments_compacted=sealer.segments_compacted,
             append_error=counters.append_error,
             seal_error=sealer.error,
+            seal_errors=sealer.errors,
+            seal_failed_s=sealer.failed_s,
+            unsealed_since_us=self._unsealed_since_us(sealer.sealed_seq),
+            quarantine_entries=self._quarantine.count,
+            committing_since_s=counters.committing_since_s,
+            broken=self._broken,
+            fsync_durations=counters.fsyncs.read(),
+            commit_durations=counters.commit_times.read(),
         )
+
+    def _unsealed_since_us(self, sealed_seq: int) -> int | None:
+        return next((since_us for first_seq, since_us in tuple(self._begun) if first_seq > sealed_seq), None)
 
     def _commit_loop(self) -> None:
         while (group := self._next_group()) is not None:
@@ -321,9 +357,11 @@ class AuditLog:
     def _commit(self, group: list[_Waiting]) -> None:
         started = time.perf_counter_ns()
         counters = self._counters
+        counters.committing_since_s = time.monotonic()
         try:
             receipts = self._write(group)
         except Exception as e:
+            counters.committing_since_s = None
             if not isinstance(e, UnavailableError):
                 _log.exception("append failed unexpectedly")
                 if len(group) > 1 and not self._broken:
@@ -336,9 +374,12 @@ class AuditLog:
             for waiting in group:
                 waiting.future.set_exception(error)
             return
+        took_ns = time.perf_counter_ns() - started
+        counters.committing_since_s = None
         counters.append_error = ""
         counters.commits += 1
-        counters.commit_ns += time.perf_counter_ns() - started
+        counters.commit_ns += took_ns
+        counters.commit_times.add(took_ns)
         for waiting, receipt in zip(group, receipts, strict=True):
             counters.accepted += receipt.accepted
             counters.duplicates += receipt.duplicates
@@ -383,7 +424,11 @@ class AuditLog:
             self._journal = Journal.create(folder, self.name, self._next_seq, self._head, schema())
         if not self._journal.rows:
             self._journal_since = time.monotonic()
+        first = not self._journal.rows
         self._journal.append([self._numbered(batch, now_us)])
+        self._counters.fsyncs.add(self._journal.file.sync_ns)
+        if first:
+            self._note_begun(now_us)
         first_seq, self._next_seq = self._next_seq, self._next_seq + batch.num_rows
         self._head = self._journal.file.digest
         self._recorded_us = now_us
@@ -393,6 +438,13 @@ class AuditLog:
             # Durable, but a retry would not be recognised: take nothing more until a restart has read them back.
             self._broken = "the memory of identities failed"
             raise
+
+    def _note_begun(self, now_us: int) -> None:
+        """A journal got its first record; those that were sealed meanwhile are forgotten."""
+        sealed_seq = self._sealer.stats.sealed_seq
+        while self._begun and self._begun[0][0] <= sealed_seq:
+            self._begun.popleft()
+        self._begun.append((self._next_seq, now_us))
 
     def _numbered(self, batch: pa.RecordBatch, now_us: int) -> pa.RecordBatch:
         rows = batch.num_rows
@@ -421,8 +473,8 @@ class AuditLog:
             raise UnavailableError("append to", self.directory, self._broken, "restart the service")
         disk = os.statvfs(self.directory)
         left = disk.f_bavail * disk.f_frsize
-        if left < self._reserve_bytes:
-            reason = f"the disk has {left:,} bytes left, {self._reserve_bytes:,} are kept for sealing"
+        if left < self.reserve_bytes:
+            reason = f"the disk has {left:,} bytes left, {self.reserve_bytes:,} are kept for sealing"
             raise UnavailableError("append to", self.directory, reason, "free space; it then goes on by itself")
 
     # --- seal -------------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import click
@@ -95,19 +95,18 @@ def serve(config: str | None, directory: str | None, grpc: str | None, http: str
     """Receive OTLP and keep it; Ctrl-C or SIGTERM ends it after what is under way."""
     from otel_audit import config as configuration
     from otel_audit import server
+    from otel_audit._log_format import log_to
 
     settings = configuration.load(config, {"dir": directory, "grpc": grpc, "http": http})
-    _log_to_stderr()
-    return server.serve(settings, ready=lambda addresses: say(str(addresses)))
+    log_to(sys.stderr, settings.telemetry.logs)
 
+    def ready(addresses: server.Addresses) -> None:
+        if settings.telemetry.logs.encoding == "json":  # then nothing else than objects is written
+            logging.getLogger("otel_audit.server").info("%s", addresses, extra=asdict(addresses))
+        else:
+            say(str(addresses))
 
-def _log_to_stderr() -> None:
-    form = logging.Formatter("%(asctime)sZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-    form.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(form)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("otel_audit").setLevel(logging.INFO)
+    return server.serve(settings, ready=ready)
 
 
 @click.command(short_help="Seal what is not sealed yet, now.")

@@ -121,13 +121,13 @@ class Forwarder:
         """Pass on from now on."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End; what is not passed on is when the log is opened again."""
+    def stop(self, timeout_s: float = _STOP_S) -> None:
+        """End within `timeout_s` seconds and a moment; what is not passed on is when the log is opened again."""
         self._ending.set()
         if self._thread.ident is not None:
-            self._thread.join(_STOP_S)
+            self._thread.join(timeout_s)
             self._transport.abort()
-            self._thread.join(self._settings.timeout_s + _STOP_S)
+            self._thread.join(_STOP_S)
             self._given_up = True
 
     def stats(self) -> ForwarderStats:

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -200,6 +201,8 @@ class FrameFile:
         self.end = end
         self.digest = digest
         self.frames = frames
+        self.sync_ns = 0
+        """How long the last sync took."""
         self._fd = fd
         self._dirty = False
 
@@ -254,7 +257,9 @@ class FrameFile:
                 pieces += [_FRAME.pack(length, _crc(length, end), digest), payload]
                 end += _FRAME.size + length
             _write(self._fd, pieces)
+            started_ns = time.perf_counter_ns()
             os.fdatasync(self._fd)
+            self.sync_ns = time.perf_counter_ns() - started_ns
         except OSError as e:
             raise _unavailable("append to", self.path, e) from e
         self._dirty = False

@@ -7,7 +7,7 @@ refused for good; what cannot be made durable now is refused for the moment, wit
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
@@ -63,19 +63,26 @@ class Receiver:
         sink: the log; it stays open when the receiver stops.
         decoder: turns bodies into records.
         settings: addresses and limits.
+        health: why the log is not ready, a sentence each; empty when it is. Must answer at once.
 
     Raises `ConfigError` if an address, a certificate or the list of senders cannot be used, or if other machines could
     send unseen or unknown.
     """
 
-    def __init__(self, sink: Sink, decoder: Decodes, settings: ReceiverSettings = ReceiverSettings()) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        decoder: Decodes,
+        settings: ReceiverSettings = ReceiverSettings(),
+        health: Callable[[], Sequence[str]] = tuple,
+    ) -> None:
         if settings.grpc is None and settings.http is None:
             raise ConfigError("start receiver", "otlp", "no protocol is switched on", "switch on grpc or http")
         for error in unfit(settings):
             raise error
         asking = any(p and p.tls and p.tls.mutual for p in (settings.grpc, settings.http))
         gate = Gate(settings.access, certificates=asking)
-        self._intake = Intake(sink, decoder, settings.intake)
+        self._intake = Intake(sink, decoder, settings.intake, health=health)
         self._http = HttpServer(self._intake, gate, settings.http) if settings.http else None
         try:
             self._grpc = GrpcServer(self._intake, gate, settings.grpc) if settings.grpc else None
@@ -130,6 +137,10 @@ class Receiver:
         return replace(
             self._intake.stats(), reloads=files.reloads, reload_failures=files.failures, stale_files=files.stale
         )
+
+    def reasons(self) -> list[str]:
+        """Why senders should not come here now, a sentence each; empty if they should."""
+        return self._intake.reasons()
 
     def __enter__(self) -> Self:
         self.start()

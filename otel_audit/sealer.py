@@ -6,6 +6,7 @@ step may fail or be repeated. While the lake cannot be written the journals wait
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -30,12 +31,16 @@ class SealerStats:
         sealed_seq: number of the last sealed record.
         segments_sealed, segments_compacted: files made, and small files merged away.
         error: why the last try failed; empty when it did not.
+        errors: tries that failed.
+        failed_s: on the monotonic clock, since when every try has failed; None when the last one did not.
     """
 
     sealed_seq: int = 0
     segments_sealed: int = 0
     segments_compacted: int = 0
     error: str = ""
+    errors: int = 0
+    failed_s: float | None = None
 
 
 class Sealer:
@@ -92,12 +97,16 @@ class Sealer:
             if not done:
                 raise TimeoutError(f"seal {self._lake.url}: not done within {timeout_s} s")
 
-    def close(self) -> None:
-        """Seal what was taken, unless that fails, and end the thread."""
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Seal what was taken, unless that fails, and end the thread; False if that takes longer than `timeout_s`.
+
+        The thread goes on then; as every step may be cut short, the process may end all the same.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while True:
@@ -121,6 +130,9 @@ class Sealer:
     def _failed(self, e: Exception) -> bool:
         """Say why and wait a while; True when the log closes meanwhile."""
         self.stats.error = str(e)
+        self.stats.errors += 1
+        if self.stats.failed_s is None:
+            self.stats.failed_s = time.monotonic()
         if isinstance(e, UnavailableError):
             _log.warning("%s", e)
         else:
@@ -146,6 +158,7 @@ class Sealer:
         path.unlink(missing_ok=True)
         fsync_path(path.parent)
         self.stats.error = ""
+        self.stats.failed_s = None
 
     def _tidy(self) -> None:
         """Merge small segments; what fails here is tried again after the next seal and costs nothing."""

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from otel_audit.reader import LogReader
+from tests.certificates import Authority
 from tests.collector.support import Collector, Service, free_port
-from tests.integration.test_capture_tls import Authority
 from tests.support import all_records
 
 PIPELINE = """\
@@ -155,8 +155,8 @@ def test_send_only_names_the_source_to_look_for(tmp_path: Path, service: Service
 
 def test_tls_and_a_token_are_spoken_over_both_protocols(tmp_path: Path, service: Service) -> None:
     authority = Authority(tmp_path, "authority")
-    key, certificate = authority.issue("server")
-    tls = f'tls: {{cert_file: "{certificate}", key_file: "{key}"}}, auth: {{authenticator: bearertokenauth}}'
+    issued = authority.issue("server")
+    tls = f'tls: {{cert_file: "{issued.certificate}", key_file: "{issued.key}"}}, auth: {{authenticator: bearertokenauth}}'
     text = PIPELINE.replace("max_recv_msg_size_mib: 16}", f"max_recv_msg_size_mib: 16, {tls}}}")
     text = text.replace('HTTP"}', f'HTTP", {tls}}}').replace(
         "extensions:\n", "extensions:\n  bearertokenauth: {token: t0ken}\n", 1

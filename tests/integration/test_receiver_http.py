@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from otel_audit.errors import OverloadedError, UnavailableError
+from otel_audit.otlp import Decoder
 from otel_audit.receiver import IntakeSettings, Receiver
 from tests.receiver_support import LIMIT, NOT_OTLP, FakeLog, body, receiver, settings
 
@@ -274,3 +275,16 @@ def test_stop_answers_what_is_under_way() -> None:
         stopping.join(20)
         assert answered == [200]
         assert not stopping.is_alive()
+
+
+def test_reasons_for_not_being_ready_are_told_one_a_line() -> None:
+    reasons = ["the disk is nearly full", "sealing has failed: two\nlines \ud800"]
+    with (
+        Receiver(FakeLog(), Decoder(), settings(), lambda: reasons) as started,
+        client(started) as http,
+    ):
+        response = http.get("/readyz")
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert response.text == "the disk is nearly full\nsealing has failed: two lines \\ud800\n"
+        reasons.clear()
+        assert (http.get("/readyz").status_code, http.get("/readyz").text) == (200, "ready\n")

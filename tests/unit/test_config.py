@@ -10,6 +10,7 @@ from otel_audit.errors import ConfigError
 from otel_audit.forwarder import OtlpLogsSettings
 from otel_audit.receiver import TlsSettings
 from otel_audit.senders import Sender
+from otel_audit.telemetry import LogsSettings, OtlpReader, PrometheusReader
 
 WHOLE = """
 receivers:
@@ -60,6 +61,7 @@ log:
   dedupe_ids_max: 20000000
   queue_records: 5000
   disk_reserve_mib: 500
+  disk_ready_mib: 2000
   late_after: 2m
 exporters:
   otlp_logs:
@@ -76,6 +78,23 @@ exporters:
     batch_records: 500
     from: now
 exclude_routes: [/healthz, /internal/*]
+service:
+  shutdown_timeout: 20s
+  telemetry:
+    logs: {level: warn, encoding: json}
+    metrics:
+      readers:
+        - pull: {exporter: {prometheus: {host: 127.0.0.1, port: 18888}}}
+        - periodic:
+            interval: 5000
+            timeout: 4000
+            exporter:
+              otlp:
+                protocol: http/protobuf
+                endpoint: http://localhost:14318
+                timeout: 3000
+                compression: gzip
+    resource: {service.name: audit-eu, service.instance.id: null}
 """
 
 
@@ -138,7 +157,7 @@ def test_every_key_of_a_file_arrives(tmp_path: Path) -> None:
     assert (settings.log.segment_age_s, settings.log.dedupe_window_s) == (300, 3600)
     log = settings.log
     assert (log.dedupe_ids_max, log.queue_records, log.disk_reserve_bytes) == (20_000_000, 5_000, 500 << 20)
-    assert log.late_s == 120
+    assert (log.late_s, log.disk_ready_bytes) == (120, 2000 << 20)
     assert settings.decode.exclude_routes == ("/healthz", "/internal/*")
     assert settings.otlp_logs == OtlpLogsSettings(
         endpoint="https://logs.example.com:4318",
@@ -153,6 +172,11 @@ def test_every_key_of_a_file_arrives(tmp_path: Path) -> None:
         batch_records=500,
         start="now",
     )
+    told = settings.telemetry
+    assert (settings.shutdown_timeout_s, told.logs) == (20, LogsSettings("warn", "json"))
+    assert told.resource == (("service.instance.id", None), ("service.name", "audit-eu"))
+    push = OtlpReader("http://localhost:14318", "http/protobuf", 5000, 4000, 3000, compression="gzip")
+    assert told.readers == (PrometheusReader("127.0.0.1", 18888), push)
 
 
 def flat(tree: object, above: str = "") -> set[str]:
@@ -369,16 +393,11 @@ def test_what_is_printed_is_a_file_that_says_the_same(tmp_path: Path) -> None:
 
 
 def test_a_tree_has_every_key_that_has_a_value() -> None:
-    def keys(node: object, above: str = "") -> set[str]:
-        if not isinstance(node, dict):
-            return {above}
-        return {k for name, below in node.items() for k in keys(below, f"{above}.{name}" if above else name)}
-
-    decided_at_start = {"log.disk_reserve_mib"}
+    decided_at_start = {"log.disk_reserve_mib", "log.disk_ready_mib"}
     decided_at_start |= {"receivers.otlp.senders", "receivers.otlp.senders_file"}
     decided_at_start |= {key for key in config.setting_keys() if ".protocols." in key and ".tls." in key}
     off = {key for key in config.setting_keys() if key.startswith("exporters.otlp_logs.")}
-    assert keys(config.tree(ServerSettings())) == set(config.setting_keys()) - decided_at_start - off
+    assert flat(config.tree(ServerSettings())) == set(config.setting_keys()) - decided_at_start - off
 
 
 @pytest.mark.parametrize(

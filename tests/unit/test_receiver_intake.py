@@ -314,3 +314,31 @@ def test_a_full_disk_is_logged_when_it_begins_and_when_it_ends(caplog: pytest.Lo
     assert by_level.count(logging.ERROR) == 1
     assert "durable again" in caplog.records[-1].message
     assert len(caplog.records) == 3
+
+
+def test_what_keeps_senders_away_is_said_one_reason_each() -> None:
+    log, clock, reasons = FakeLog(), Clock(), ["the disk is nearly full"]
+    intake = Intake(log, Decoder(), clock=clock, health=lambda: reasons)
+    assert intake.reasons() == ["the disk is nearly full"]
+    assert not intake.healthy
+    assert not intake.stats().healthy
+    log.error = UnavailableError("append to", "log", "disk full")
+    assert offer(intake, Request(body())).result(0).verdict is Verdict.RETRY, "it is not ready, but still tries"
+    assert intake.reasons() == ["the log cannot make data durable", "the disk is nearly full"]
+    reasons.clear()
+    clock.now_s += 60
+    assert intake.reasons() == []
+    assert intake.stats().healthy
+    intake.drain()
+    assert intake.reasons() == ["the service is stopping"]
+
+
+def test_accepted_spans_are_counted_by_how_they_came_and_only_when_durable() -> None:
+    log = FakeLog()
+    intake = Intake(log, Decoder())
+    assert intake.stats().spans_by_transport == {"grpc": 0, "http": 0}
+    offer(intake, Request(body(3)))
+    offer(intake, Request(body(5), transport="http"))
+    log.error = UnavailableError("append to", "log", "disk full")
+    offer(intake, Request(body(7), transport="http"))
+    assert intake.stats().spans_by_transport == {"grpc": 3, "http": 5}

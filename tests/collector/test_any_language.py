@@ -22,6 +22,7 @@ HASH_KEY = "pepper"
 SETTINGS = {
     "AUDIT_CLIENT_KEYS": f"{hashlib.sha256(KEY.encode()).hexdigest()}=web",
     "AUDIT_CLIENT_NAMES": "web=Web front end;crm-batch=Batch jobs",
+    "AUDIT_CLIENT_HEADER": "x-client-id",
     "AUDIT_HASH_KEY": HASH_KEY,
     "AUDIT_TRUSTED_PROXIES": "10.1.0.0/16,fd00::/8",
 }
@@ -243,6 +244,13 @@ def test_only_declared_proxies_are_believed(name: str, tmp_path: Path) -> None:
         running.send(request(span({**PROXY, **header("x-forwarded-for", "192.0.2.1, 192.0.2.2 , 192.0.2.3")})))
         (record,) = running.calls(1)
     assert (record["client_ip"], record["client_ip_source"]) == (address, source)
+
+
+def test_without_a_setting_no_header_names_the_client(tmp_path: Path) -> None:
+    with pipeline("any-language.yaml", tmp_path, {"AUDIT_TRUSTED_PROXIES": "10.1.0.0/16"}) as running:
+        running.send(request(span({**PROXY, **header("x-client-id", "web")})))
+        (record,) = running.calls(1)
+    assert (record["client_id"], record["client_auth"]) == (None, None)
 
 
 def test_a_mistake_in_the_settings_loses_no_span(tmp_path: Path) -> None:

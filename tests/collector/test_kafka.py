@@ -3,7 +3,6 @@
 import contextlib
 import secrets
 import threading
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent import futures
@@ -17,7 +16,7 @@ import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.collector.kafka_broker import Broker
-from tests.collector.pipeline import environment
+from tests.collector.pipeline import environment, send
 from tests.collector.support import CONFIGS, Collector, Service, free_port, wait_for
 from tests.otlp_support import request, span
 from tests.support import calls_of, check_log
@@ -79,10 +78,7 @@ class Chain:
         message: ExportTraceServiceRequest = request(
             *(span(attributes, trace_id=secrets.token_bytes(16), span_id=ident) for ident in ids)
         )
-        headers = {"Content-Type": "application/x-protobuf"}
-        post = urllib.request.Request(f"http://{self.http}/v1/traces", message.SerializeToString(), headers)
-        with urllib.request.urlopen(post, timeout=30) as answer:
-            assert answer.status == 200
+        send(self.http, message)
         with self._lock:
             self.sent += ids
 

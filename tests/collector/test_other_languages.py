@@ -89,7 +89,14 @@ def _command(language: str) -> list[str | Path]:
     if language == "java":
         folder = JAVA.get()
         classpath = f"{folder / 'classes'}:{folder / 'lib'}/*"
-        return ["java", f"-javaagent:{folder / 'agent' / 'opentelemetry-javaagent.jar'}", "-cp", classpath, "Service"]
+        return [
+            "java",
+            "-XX:TieredStopAtLevel=1",
+            f"-javaagent:{folder / 'agent' / 'opentelemetry-javaagent.jar'}",
+            "-cp",
+            classpath,
+            "Service",
+        ]
     return [GO.get() / "service"]
 
 

@@ -14,7 +14,7 @@ import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from otel_audit import quarantine
-from tests.collector.pipeline import Pipeline, environment, pipeline, send
+from tests.collector.config_pipeline import Pipeline, environment, pipeline, send
 from tests.collector.support import CONFIGS, Collector, Service, free_port, wait_for
 from tests.otlp_support import request, span
 from tests.support import calls_of, check_log
@@ -127,11 +127,6 @@ CASES = {
     "what otel-audit in the service says": Case(
         {"audit.client.auth": "none", **header("x-client-id", "web")}, _client(None, "none")
     ),
-    # --- what
-    "a route that takes all": Case(
-        {"http.route": "/*", "url.path": "/contacts"}, {"route": None, "action": "list", "target": "/contacts"}
-    ),
-    "a route": Case({"http.route": "/contacts/*", "url.path": "/contacts/1"}, {"route": "/contacts/*", "action": "read"}),
     # --- from where
     "peer": Case({**STRANGER, "client.address": "203.0.113.9"}, _ip("203.0.113.9", "peer")),
     "peer, conventions of old": Case({"net.peer.ip": "203.0.113.9"}, _ip("203.0.113.9", "peer")),

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from tests.collector.config_pipeline import environment, send
 from tests.collector.kafka_broker import Broker
-from tests.collector.pipeline import environment, send
 from tests.collector.support import CONFIGS, Collector, Service, free_port, wait_for
 from tests.otlp_support import request, span
 from tests.support import calls_of, check_log

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from otel_audit import quarantine
-from tests.collector.pipeline import Pipeline, pipeline
+from tests.collector.config_pipeline import Pipeline, pipeline
 from tests.collector.support import Process, free_port, wait_for
 from tests.support import calls_of
 from tests.tools import GO, JAVA, NODE, ROOT
@@ -187,6 +187,11 @@ def records_of(running: Running, made: Sequence[tuple[Call, str]]) -> list[dict[
     return [of_trace[trace_id] for _, trace_id in made]
 
 
+def _route(record: dict[str, Any]) -> str | None:
+    """A record's route, as Go and Java write it; None for what Jetty says of calls that come to no handler."""
+    return None if record["route"] in (None, "/*") else str(record["route"]).replace(":id", "{id}")
+
+
 def test_each_call_ends_as_one_complete_record(running: Running) -> None:
     made = several(*CALLS * 20)
     began_s = time.time()
@@ -200,7 +205,7 @@ def test_each_call_ends_as_one_complete_record(running: Running) -> None:
             "peer",
             "127.0.0.1",
         )
-        assert (record["route"] or "").replace(":id", "{id}") == (call.route or "")
+        assert _route(record) == call.route
         assert record["duration_ns"] > 0
         assert began_s - 1 <= record["time"].timestamp() <= ended_s + 1
 

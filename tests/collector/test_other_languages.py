@@ -75,7 +75,7 @@ CALLS = (
     Call("GET", "/contacts/17", _key(PARTNER), 200, "success", "read", ITEM, _PARTNER),
     Call("POST", "/contacts", _BEARER, 201, "success", "create", "/contacts", _BATCH),
     Call("DELETE", "/contacts/17", _key(WEB), 500, "error", "delete", ITEM, _WEB),
-    Call("GET", "/contacts/18", (), 401, "denied", "read", None, (None, None, None)),
+    Call("GET", "/contacts", (), 401, "denied", "list", None, (None, None, None)),
     Call("GET", "/contacts/19", _key(INTRUDER), 403, "denied", "read", None, (INTRUDER_ID, None, "api_key (unverified)")),
     Call("GET", "/nothing/20", _key(WEB), 404, "failure", "read", None, _WEB),
 )  # fmt: skip

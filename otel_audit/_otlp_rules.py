@@ -207,6 +207,10 @@ class Said(NamedTuple):
     exception: bool | None = None
 
 
+_ANY_ROUTES: Final = frozenset({"*", "/*", "/**"})
+"""Routes that take whatever comes, as that of a servlet for calls it refuses or does not know: the path says more."""
+
+
 class Call(NamedTuple):
     """What follows from `Said`.
 
@@ -283,7 +287,7 @@ def call_of(said: Said, exclusion: Exclusion) -> Call:
     if action is None and rpc:
         action = method.rpartition("/")[2] if method else None
     elif action is None and http_method is not None:
-        by_path = said.route is None
+        by_path = said.route is None or said.route in _ANY_ROUTES
         action = None if by_path else http_action(http_method, said.route, templated=True)
     outcome = outcome_of(
         status_code=status,

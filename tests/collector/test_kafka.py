@@ -3,7 +3,6 @@
 import contextlib
 import secrets
 import threading
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent import futures
@@ -16,7 +15,7 @@ import pytest
 import yaml
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from tests.collector.chain import environment
+from tests.collector.config_pipeline import environment, send
 from tests.collector.kafka_broker import Broker
 from tests.collector.support import CONFIGS, Collector, Service, free_port, wait_for
 from tests.otlp_support import request, span
@@ -79,10 +78,7 @@ class Chain:
         message: ExportTraceServiceRequest = request(
             *(span(attributes, trace_id=secrets.token_bytes(16), span_id=ident) for ident in ids)
         )
-        headers = {"Content-Type": "application/x-protobuf"}
-        post = urllib.request.Request(f"http://{self.http}/v1/traces", message.SerializeToString(), headers)
-        with urllib.request.urlopen(post, timeout=30) as answer:
-            assert answer.status == 200
+        send(self.http, message)
         with self._lock:
             self.sent += ids
 

@@ -94,6 +94,14 @@ def test_path_of_a_request_target(target: str, path: str) -> None:
     assert path_of_target(target) == path
 
 
+@pytest.mark.parametrize("route", ["*", "/*", "/**"])
+def test_a_route_that_takes_whatever_comes_leaves_the_action_to_the_path(route: str) -> None:
+    call = call_of(Said(method="GET", route=route), Exclusion([]))
+    assert (call.action, call.by_path, call.route) == (None, True, route)
+    call = call_of(Said(method="GET", route=f"/contacts{route}"), Exclusion([]))
+    assert (call.action, call.by_path) == ("read", False)
+
+
 @pytest.mark.parametrize(
     ("url", "path"),
     [("http://h/a/b?c#d", "/a/b"), ("https://h:1?c", "/"), ("/a?b", "/a"), ("file:///etc", "/etc"), ("h/a", "h/a")],

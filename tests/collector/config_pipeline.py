@@ -13,6 +13,14 @@ from tests.collector.support import CONFIGS, Collector, Service, free_port, wait
 from tests.support import calls_of
 
 
+def send(http: str, request: ExportTraceServiceRequest) -> None:
+    """Send one request by OTLP/HTTP to `host:port`; raises unless it was taken."""
+    headers = {"Content-Type": "application/x-protobuf"}
+    post = urllib.request.Request(f"http://{http}/v1/traces", request.SerializeToString(), headers)
+    with urllib.request.urlopen(post, timeout=30) as answer:
+        assert answer.status == 200
+
+
 @dataclass
 class Pipeline:
     """What runs.
@@ -31,12 +39,7 @@ class Pipeline:
 
     def send(self, request: ExportTraceServiceRequest) -> None:
         """Send one request to the Collector; raises unless it took it."""
-        data = request.SerializeToString()
-        headers = {"Content-Type": "application/x-protobuf"}
-        with urllib.request.urlopen(
-            urllib.request.Request(f"http://{self.http}/v1/traces", data, headers), timeout=30
-        ) as answer:
-            assert answer.status == 200
+        send(self.http, request)
 
     def calls(self, count: int, timeout_s: float = 60.0) -> list[dict[str, Any]]:
         """The calls in the log, once there are `count` of them."""

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,12 +17,13 @@ import yaml
 
 from otel_audit.reader import LogReader
 from tests.collector.shims import Brake, Clock
-from tests.collector.support import Collector, Process, Service, free_port, wait_for
+from tests.collector.support import CONFIGS, Collector, Process, Service, free_port, wait_for
 from tests.collector.wire import Wire
 from tests.support import check_log
 from tests.tools import ROOT
 
-BRANCH = Path(__file__).parent / "configs" / "branch.yaml"
+AGENT = CONFIGS / "agent.yaml"
+EXPORTER = "otlp_grpc/audit"
 SETTLE_S = 120.0
 
 
@@ -35,8 +38,8 @@ class Setup:
         clocks: whether the wall clocks of otel-audit and of senders can be set.
         queue_directory, log_directory: where else than in the folder of the pipeline.
         queue_bytes: what the Collector's queue may hold.
+        attempt_s: how long the Collector waits for an answer of otel-audit; what users have is 40.
         service: more of otel-audit's configuration.
-        collector: more of the Collector's.
     """
 
     queue: bool = True
@@ -48,8 +51,8 @@ class Setup:
     queue_directory: Path | None = None
     log_directory: Path | None = None
     queue_bytes: int = 256 << 20
+    attempt_s: float = 5.0
     service: Mapping[str, Any] = field(default_factory=dict)
-    collector: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Pipeline:
@@ -68,6 +71,8 @@ class Pipeline:
         self.kills = 0
         self._stack = ExitStack()
         self._service_port, self._http_port, self._collector_port, self._health_port = (free_port() for _ in range(4))
+        self.metrics_port = free_port()
+        self._metrics = f"http://127.0.0.1:{self.metrics_port}/metrics"
         self.service: Service | None = None
         self.collector: Collector | None = None
         self.app_wire = self._stack.enter_context(Wire(self._collector_port)) if setup.app_wired else None
@@ -114,20 +119,33 @@ class Pipeline:
         """What the `${env:...}` of its file stand for."""
         return {
             "AUDIT_QUEUE_DIR": str(self.queue_directory),
-            "AUDIT_HEALTH": f"127.0.0.1:{self._health_port}",
-            "AUDIT_OTLP_GRPC": f"127.0.0.1:{self._collector_port}",
+            "AUDIT_QUEUE_BYTES": str(self.setup.queue_bytes),
+            "AUDIT_HEALTH_ENDPOINT": f"127.0.0.1:{self._health_port}",
+            "AUDIT_GRPC_ENDPOINT": f"127.0.0.1:{self._collector_port}",
+            "AUDIT_HTTP_ENDPOINT": "127.0.0.1:0",
             "AUDIT_ENDPOINT": f"127.0.0.1:{self.log_wire.port if self.log_wire else self._service_port}",
+            "AUDIT_METRICS_HOST": "127.0.0.1",
+            "AUDIT_METRICS_PORT": str(self.metrics_port),
         }
 
     def collector_configs(self) -> list[Path]:
-        """Its file, and one that overrides what a test needs otherwise."""
-        queue: dict[str, Any] = {"queue_size": self.setup.queue_bytes} if self.setup.queue else {"enabled": False}
-        override: dict[str, Any] = {"exporters": {"otlp/audit": {"sending_queue": queue}}}
+        """The file that users run, and one with what a test has otherwise."""
+        exporter: dict[str, Any] = {"retry_on_failure": {"initial_interval": "100ms", "max_interval": "1s"}}
+        exporter["timeout"] = f"{self.setup.attempt_s:g}s"
+        if not self.setup.queue:
+            exporter["sending_queue"] = {"enabled": False}
+        override: dict[str, Any] = {"exporters": {EXPORTER: exporter}}
         path = self.folder / "override.yaml"
         path.write_text(yaml.safe_dump(override))
-        more = self.folder / "more.yaml"
-        more.write_text(yaml.safe_dump(dict(self.setup.collector)))
-        return [BRANCH, path, *([more] if self.setup.collector else [])]
+        return [AGENT, path]
+
+    def service_said(self) -> str:
+        """All that otel-audit has logged."""
+        return (self.folder / "service.log").read_text(errors="replace")
+
+    def collector_said(self) -> str:
+        """All that the Collector has logged."""
+        return (self.folder / "collector.log").read_text(errors="replace")
 
     def kill_service(self) -> None:
         """SIGKILL otel-audit."""
@@ -160,14 +178,19 @@ class Pipeline:
             return 0
 
     def settle(self, total: int, timeout_s: float = SETTLE_S) -> None:
-        """Wait until the log has so many records, or no more come; then end the processes in order."""
-        due_s = time.monotonic() + timeout_s
-        with contextlib.suppress(AssertionError):
-            wait_for(lambda: self.recorded() >= total or time.monotonic() > due_s, "", timeout_s + 5)
+        """Wait until the log has so many records, or the Collector has no more for it; then end the processes in order."""
+        wait_for(lambda: self.recorded() >= total or self.queued() == 0, "all is recorded", timeout_s)
         if self.collector and self.collector.exit_code is None:
             self.collector.terminate()
         if self.service and self.service.exit_code is None:
             assert self.service.terminate() == 0, self.service.said()[-3000:]
+
+    def queued(self) -> int | None:
+        """Bytes in the Collector's queue, what it is sending included; None if it does not say."""
+        with contextlib.suppress(OSError), urllib.request.urlopen(self._metrics, timeout=5) as response:
+            found = re.search(r"^otelcol_exporter_queue_size\{.*\} (\S+)$", response.read().decode(), re.MULTILINE)
+            return int(float(found[1])) if found else None
+        return None
 
     def records(self) -> list[dict[str, Any]]:
         """All records, after checking that numbers have no gap, identities do not repeat, and times do not go back."""

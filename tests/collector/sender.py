@@ -21,7 +21,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
-FIRST = 1
+NUMBERED = "numbered"
+"""Name of the service that the calls are of."""
 
 
 class Lane:
@@ -41,7 +42,7 @@ class Lane:
         with grpc.insecure_channel(self._args.endpoint, options=options) as channel:
             export = channel.unary_unary(EXPORT)
             while not self._stop.is_set() and self.acknowledged < self._args.most:
-                self._deliver(export, self._body(self.acknowledged + FIRST))
+                self._deliver(export, self._body(self.acknowledged + 1))
                 self.acknowledged += self._args.spans
                 os.pwrite(self._state, f"{self.acknowledged:20}".encode(), 0)
                 self._stop.wait(self._args.every)
@@ -60,7 +61,7 @@ class Lane:
     def _body(self, first: int) -> bytes:
         made = ExportTraceServiceRequest()
         resource_spans = made.resource_spans.add()
-        for key, value in {"service.name": "numbered", "audit.source.id": self.name}.items():
+        for key, value in {"service.name": NUMBERED, "audit.source.id": self.name}.items():
             resource_spans.resource.attributes.add(key=key).value.string_value = value
         spans = resource_spans.scope_spans.add().spans
         for seq in range(first, first + self._args.spans):

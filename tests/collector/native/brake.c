@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -37,7 +38,9 @@ static int install(void) {
   };
   struct sock_fprog program = {.len = sizeof filter / sizeof *filter, .filter = filter};
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)) die("no_new_privs");
-  int listener = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER, &program);
+  /* Killable: else the signals by which Go's runtime preempts would have each held call begin again. */
+  unsigned flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+  int listener = (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
   if (listener < 0) die("seccomp");
   return listener;
 }
@@ -77,7 +80,10 @@ static void look_after(int listener, const char *file) {
   for (;;) {
     struct seccomp_notif call;
     memset(&call, 0, sizeof call);
-    if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call)) exit(0); /* the process has ended */
+    struct pollfd ready = {.fd = listener, .events = POLLIN};
+    if (poll(&ready, 1, -1) < 0) continue;
+    if (ready.revents & POLLHUP) exit(0); /* the process has ended */
+    if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call)) continue; /* its caller was killed meanwhile */
     memset(now, 0, sizeof now);
     FILE *said = fopen(file, "r");
     if (said) {

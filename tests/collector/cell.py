@@ -159,8 +159,8 @@ class Fault:
         name: as the document writes it.
         act: has it happen while calls are made.
         setup: of the pipeline.
-        seconds: how long, among other tests; 0: only in a long run.
-        long_seconds: in a long run; 0: not again.
+        seconds: how long in a short run; 0: only in a long one.
+        long_seconds: in a long run; 0: as long as in a short one.
         expected: what becomes of the calls.
         queue: whether the Collector has its queue.
     """
@@ -168,7 +168,7 @@ class Fault:
     name: str
     act: Callable[[Scene], None]
     setup: Callable[[Scene], Setup] = field(default=lambda _: Setup())
-    seconds: float = 5.0
+    seconds: float = 0.0
     long_seconds: float = 0.0
     expected: Verdict = "keeps"
     queue: bool = True

@@ -104,24 +104,30 @@ def _hang(which: str) -> _Act:
 def _kill_as_it_starts(scene: Scene) -> None:
     """The Collector is killed while it takes over what it had under way when it was killed before."""
     pipeline = scene.pipeline
-    brake = pipeline.collector_brake
-    assert brake
     with scene.sending("--spans", 5, "--lanes", 12) as traffic:
         traffic.more(SOME)
         pipeline.kill_service()
         if pipeline.setup.queue:
             traffic.more(SOME)  # they wait in the queue, ten batches of them under way
         pipeline.kill_collector()
-        for sync in range(FIRST_SYNC, FIRST_SYNC + int(scene.seconds)):
-            brake.kill_at(sync)
-            with contextlib.suppress(AssertionError):  # it does not become ready
-                pipeline.start_collector()
-                pipeline.kill_collector()
-        brake.release()
-        pipeline.start_collector()
-        assert ("Failed retrieving item" in pipeline.collector_said()) == pipeline.setup.queue
+        _start_and_kill(scene)
         pipeline.start_service()
         traffic.more(SOME)
+
+
+def _start_and_kill(scene: Scene) -> None:
+    """Start the Collector, killed at one sync later each time, and at last start it for good."""
+    pipeline = scene.pipeline
+    brake = pipeline.collector_brake
+    assert brake
+    for sync in range(FIRST_SYNC, FIRST_SYNC + int(scene.seconds)):
+        brake.kill_at(sync)
+        with contextlib.suppress(AssertionError):  # it does not become ready
+            pipeline.start_collector()
+            pipeline.kill_collector()
+    brake.release()
+    pipeline.start_collector()
+    assert ("Failed retrieving item" in pipeline.collector_said()) == pipeline.setup.queue
 
 
 # --- the network ----------------------------------------------------------------------------------------------------------
@@ -184,7 +190,9 @@ def _log_disk_full(scene: Scene) -> None:
     with scene.sending() as traffic:
         traffic.more(SOME)
         filler = fill(pipeline.log_directory.parent)
-        wait_for(lambda: "No space left" in pipeline.service_said() or "disk" in pipeline.collector_said(), "it is full")
+        wait_for(
+            lambda: "No space left" in pipeline.service_said() or "disk" in pipeline.collector_said(), "it is full"
+        )
         traffic.run(scene.seconds)
         filler.unlink()
         traffic.more(SOME)
@@ -241,12 +249,15 @@ def _until_nothing_is_acknowledged(acknowledged: Callable[[], int]) -> None:
     wait_for(quiet, "the queue is full", 120)
 
 
-def _slow_disk(which: str, each_ms: int) -> _Act:
+SYNC_MS = 700
+
+
+def _slow_disk(which: str) -> _Act:
     def act(scene: Scene) -> None:
         brake = getattr(scene.pipeline, which)
         with scene.sending("--timeout", 2) as traffic:
             traffic.more(SOME)
-            brake.delay(each_ms)
+            brake.delay(SYNC_MS)
             traffic.run(scene.seconds)
             brake.release()
             traffic.more(SOME)
@@ -254,25 +265,19 @@ def _slow_disk(which: str, each_ms: int) -> _Act:
     return act
 
 
-def _failing_disk(which: str, number: int) -> _Act:
-    def act(scene: Scene) -> None:
-        pipeline = scene.pipeline
-        brake = getattr(pipeline, which)
-        with scene.sending("--timeout", 2) as traffic:
-            traffic.more(SOME)
-            brake.fail(number)
-            traffic.run(scene.seconds)
-            brake.release()
-            for name in ("collector", "service"):
-                process: Process = getattr(pipeline, name)
-                if process.exit_code is not None:
-                    getattr(pipeline, f"start_{name}")()
-            traffic.more(SOME)
-
-    return act
+def _failing_disk(scene: Scene) -> None:
+    """Syncs of otel-audit fail; it is not started again."""
+    brake = scene.pipeline.service_brake
+    assert brake
+    with scene.sending("--timeout", 2) as traffic:
+        traffic.more(SOME)
+        brake.fail(errno.EIO)
+        traffic.run(scene.seconds)
+        brake.release()
+        traffic.more(SOME)
 
 
-def _disk_full_restart(scene: Scene) -> None:
+def _full_restart(scene: Scene) -> None:
     """The Collector is killed with a backlog, and starts on a disk that is full."""
     pipeline = scene.pipeline
     with scene.sending("--timeout", 2, "--padding", 2000) as traffic:
@@ -291,7 +296,7 @@ def _disk_full_restart(scene: Scene) -> None:
         traffic.more(SOME)
 
 
-def _backlog_on_failing_disk(scene: Scene) -> None:
+def _backlog(scene: Scene) -> None:
     """The disk fails for a while, as a remote one does, when the Collector has a backlog to send."""
     pipeline = scene.pipeline
     brake = pipeline.collector_brake
@@ -345,7 +350,9 @@ def _clock_jump(scene: Scene) -> None:
 def _large(scene: Scene) -> None:
     """Batches of 10 MB, while otel-audit and the Collector are killed."""
     pipeline = scene.pipeline
-    with scene.sending("--spans", 50, "--padding", 200_000, "--timeout", 20, "--most", 50 * int(scene.seconds)) as traffic:
+    with scene.sending(
+        "--spans", 50, "--padding", 200_000, "--timeout", 20, "--most", 50 * int(scene.seconds)
+    ) as traffic:
         traffic.more(100)
         _kill_and_start(pipeline, "otel-audit", 1)
         _kill_and_start(pipeline, "Collector", 0)
@@ -361,7 +368,7 @@ def _poison(scene: Scene) -> None:
         return [span({"audit.client.id": f"poisoner-{bad + n}"}, **poison) for n, poison in enumerate(POISONS)]
 
     with grpc.insecure_channel(pipeline.endpoint) as channel:
-        export = channel.unary_unary(EXPORT)
+        export: Any = channel.unary_unary(EXPORT)
         for _ in range(5):
             spans = [_numbered(good + n) for n in range(1, 41)]
             good += 40
@@ -408,6 +415,18 @@ def _app_kills(scene: Scene) -> None:
         app.run(1)
 
 
+def _app_kill_as_it_starts(scene: Scene) -> None:
+    pipeline = scene.pipeline
+    with scene.calling() as app:
+        app.run(1)
+        pipeline.kill_service()
+        app.run(3)
+        pipeline.kill_collector()
+        _start_and_kill(scene)
+        pipeline.start_service()
+        app.run(3)
+
+
 def _app_cut(scene: Scene) -> None:
     wire = scene.pipeline.app_wire
     assert wire
@@ -432,93 +451,95 @@ def _app_queue_disk_full(scene: Scene) -> None:
         app.run(1)
 
 
+# --- the table ------------------------------------------------------------------------------------------------------------------
+def _queue_disk(scene: Scene) -> Setup:
+    return Setup(queue_directory=scene.disk("queue-disk") / "queue")
+
+
+def _queue_brake(_: Scene) -> Setup:
+    return Setup(collector_brake=True)
+
+
+def _roomy_queue_disk(scene: Scene) -> Setup:
+    return Setup(queue_directory=scene.disk("queue-disk", 64) / "queue", queue_bytes=16 << 20)
+
+
 GROUPS: dict[str, list[Fault]] = {
     "Processes that are killed": [
-        Fault("otel-audit killed again and again", _kill("otel-audit"), seconds=6, long_seconds=150),
-        Fault("Collector killed again and again", _kill("Collector"), seconds=6, long_seconds=45),
-        Fault("both killed at random", _kill("otel-audit", "Collector", "both"), seconds=8, long_seconds=60),
-        Fault("both stopped and started in order", _stop_in_order, seconds=4),
-        Fault("otel-audit hangs", _hang("service"), seconds=0, long_seconds=10),
-        Fault("Collector hangs", _hang("collector"), seconds=0, long_seconds=10),
+        Fault("otel-audit killed again and again", _kill("otel-audit"), seconds=5, long_seconds=150),
+        Fault("Collector killed again and again", _kill("Collector"), long_seconds=45),
+        Fault("both killed at random", _kill("otel-audit", "Collector", "both"), seconds=5, long_seconds=60),
+        Fault("both stopped and started in order", _stop_in_order, long_seconds=5),
+        Fault("otel-audit hangs", _hang("service"), long_seconds=10),
+        Fault("Collector hangs", _hang("collector"), long_seconds=10),
+        Fault("Collector killed, and again while it starts", _kill_as_it_starts, _queue_brake, 3, expected="tells"),
+        Fault("the same, without its queue", _kill_as_it_starts, _queue_brake, 3, queue=False),
         Fault(
-            "Collector killed, and again while it starts",
-            _kill_as_it_starts,
-            lambda _: Setup(collector_brake=True),
-            expected="tells",
-        ),
-        Fault(
-            "the same, without a queue in the Collector",
-            _kill_as_it_starts,
-            lambda _: Setup(collector_brake=True),
-            queue=False,
-        ),
-        Fault(
-            "both killed at random, without a queue in the Collector",
+            "both killed at random, without its queue",
             _kill("otel-audit", "Collector", "both"),
-            seconds=0,
             long_seconds=20,
             queue=False,
         ),
     ],
     "The network": [
-        Fault("between Collector and otel-audit", _cut("log_wire"), lambda _: Setup(log_wired=True, attempt_s=2), 6, 20),
-        Fault("between app and Collector", _cut("app_wire"), lambda _: Setup(app_wired=True), 6, 20),
+        Fault(
+            "between Collector and otel-audit", _cut("log_wire"), lambda _: Setup(log_wired=True, attempt_s=2), 5, 20
+        ),
+        Fault("between app and Collector", _cut("app_wire"), lambda _: Setup(app_wired=True), long_seconds=20),
+        Fault(
+            "everywhere, without its queue",
+            _cut("log_wire"),
+            lambda _: Setup(log_wired=True, attempt_s=2),
+            long_seconds=10,
+            queue=False,
+        ),
     ],
     "Disks": [
         Fault(
             "the log's disk full, then room again",
             _log_disk_full,
-            lambda s: Setup(log_directory=s.disk("log-disk") / "log"),
+            lambda s: Setup(log_directory=s.disk("disk") / "log"),
+            2,
         ),
+        Fault("the Collector's queue full", _queue_full, _roomy_queue_disk, long_seconds=3),
+        Fault("the Collector's disk filled by others", _queue_disk_full, _queue_disk, long_seconds=5),
+        Fault("the same while otel-audit is away", _queue_disk_full_away, _queue_disk, long_seconds=5),
+        Fault("the Collector killed, and started on a full disk", _full_restart, _queue_disk, 4, expected="tells"),
+        Fault("the same, without its queue", _full_restart, _queue_disk, long_seconds=4, queue=False),
         Fault(
-            "the Collector's disk filled by others, then room again",
-            _queue_disk_full,
-            lambda s: Setup(queue_directory=s.disk("queue-disk") / "queue"),
+            "slow disk under the log", _slow_disk("service_brake"), lambda _: Setup(service_brake=True, attempt_s=2), 3
         ),
-        Fault(
-            "the same while otel-audit is away",
-            _queue_disk_full_away,
-            lambda s: Setup(queue_directory=s.disk("queue-disk") / "queue"),
-        ),
-        Fault(
-            "the Collector's queue full",
-            _queue_full,
-            lambda s: Setup(queue_directory=s.disk("queue-disk", 64) / "queue", queue_bytes=16 << 20),
-            seconds=3,
-        ),
-        Fault("slow disk under the log", _slow_disk("service_brake", 700), lambda _: Setup(service_brake=True, attempt_s=2)),
-        Fault("slow disk under the Collector", _slow_disk("collector_brake", 700), lambda _: Setup(collector_brake=True)),
-        Fault("the log's disk fails", _failing_disk("service_brake", errno.EIO), lambda _: Setup(service_brake=True)),
-        Fault("the Collector's disk fails", _failing_disk("collector_brake", errno.EIO), lambda _: Setup(collector_brake=True)),
-        Fault(
-            "the Collector killed, and started on a full disk",
-            _disk_full_restart,
-            lambda s: Setup(queue_directory=s.disk("queue-disk") / "queue"),
-        ),
+        Fault("slow disk under the Collector", _slow_disk("collector_brake"), _queue_brake, long_seconds=5),
+        Fault("the log's disk fails for a while", _failing_disk, lambda _: Setup(service_brake=True), long_seconds=5),
         Fault(
             "the Collector's disk fails while it has a backlog",
-            _backlog_on_failing_disk,
-            lambda _: Setup(collector_brake=True),
+            _backlog,
+            _queue_brake,
+            long_seconds=3,
             expected="tells",
         ),
-        Fault("the queue's file damaged", _damaged_queue, expected="tells"),
+        Fault("the file of the Collector's queue damaged", _damaged_queue, long_seconds=1, expected="tells"),
     ],
     "Clocks": [
-        Fault("an hour forward, an hour back", _clock_jump, lambda _: Setup(clocks=True), seconds=4),
+        Fault("an hour forward, back, and an hour back", _clock_jump, lambda _: Setup(clocks=True), 2, 20),
     ],
     "What is sent": [
-        Fault("batches of 10 MB, and kills", _large, seconds=8),
-        Fault("calls that cannot be records in the middle of batches", _poison),
+        Fault("batches of 10 MB, and kills", _large, seconds=6),
+        Fault("calls that cannot be records in the middle of batches", _poison, seconds=1),
     ],
     "An audited application": [
-        Fault("otel-audit, Collector and both killed", _app_kills, seconds=5, long_seconds=30),
-        Fault("the network between app and Collector", _app_cut, lambda _: Setup(app_wired=True), 0, 10),
+        Fault("otel-audit, Collector and both killed in turn", _app_kills, seconds=3, long_seconds=30),
+        Fault("the network between app and Collector", _app_cut, lambda _: Setup(app_wired=True), long_seconds=10),
         Fault(
-            "the Collector's disk filled by others while otel-audit is away",
-            _app_queue_disk_full,
-            lambda s: Setup(queue_directory=s.disk("queue-disk") / "queue"),
-            0,
-            5,
+            "the Collector's disk filled while otel-audit is away", _app_queue_disk_full, _queue_disk, long_seconds=5
         ),
+        Fault(
+            "Collector killed, and again while it starts",
+            _app_kill_as_it_starts,
+            _queue_brake,
+            long_seconds=3,
+            expected="tells",
+        ),
+        Fault("the same, without its queue", _app_kill_as_it_starts, _queue_brake, long_seconds=3, queue=False),
     ],
 }

@@ -227,7 +227,15 @@ class Traffic:
     def __init__(self, pipeline: Pipeline, name: str, options: list[str]) -> None:
         self.folder = pipeline.folder / name
         self.folder.mkdir()
-        command = [sys.executable, "-m", "tests.collector.sender", pipeline.endpoint, self.folder, "--name", name]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "tests.collector.sender",
+            pipeline.endpoint,
+            self.folder,
+            "--name",
+            name,
+        ]
         clock = pipeline.sender_clock.environment if pipeline.sender_clock else {}
         self.process = Process([*command, *options], self.folder / "log", clock, ROOT)
         self.lanes: dict[str, int] = {}

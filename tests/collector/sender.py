@@ -40,7 +40,7 @@ class Lane:
     def run(self) -> None:
         options = [("grpc.max_send_message_length", -1), ("grpc.max_reconnect_backoff_ms", 500)]
         with grpc.insecure_channel(self._args.endpoint, options=options) as channel:
-            export = channel.unary_unary(EXPORT)
+            export: Any = channel.unary_unary(EXPORT)
             while not self._stop.is_set() and self.acknowledged < self._args.most:
                 self._deliver(export, self._body(self.acknowledged + 1))
                 self.acknowledged += self._args.spans
@@ -52,7 +52,7 @@ class Lane:
             try:
                 export(body, timeout=self._args.timeout)
             except grpc.RpcError as e:
-                self.answers[e.code().name] += 1  # type: ignore[attr-defined]
+                self.answers[e.code().name] += 1
                 time.sleep(0.1)
                 continue
             self.answers["OK"] += 1
@@ -94,7 +94,9 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=2)
     parser.add_argument("--spans", type=int, default=20, help="in a batch")
     parser.add_argument("--padding", type=int, default=0, help="bytes more in each span")
-    parser.add_argument("--every", type=float, default=0.02, help="seconds between an acknowledgement and the next batch")
+    parser.add_argument(
+        "--every", type=float, default=0.02, help="seconds between an acknowledgement and the next batch"
+    )
     parser.add_argument("--most", type=int, default=10**9, help="calls of a lane")
     parser.add_argument("--timeout", type=float, default=5.0, help="seconds for an attempt")
     args = parser.parse_args()

@@ -15,7 +15,7 @@ from typing import Literal
 import pytest
 
 from tests.capture_support import environment
-from tests.collector.pipeline import Pipeline, Setup, Traffic
+from tests.collector.rig import Pipeline, Setup, Traffic
 from tests.collector.sender import NUMBERED
 from tests.collector.support import wait_for
 from tests.loss.client import HttpClient

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import get_args
 
 from tests.collector.cell import Fault, Outcome, Verdict
-from tests.collector.faults import GROUPS
+from tests.collector.table import GROUPS
 from tests.tools import ROOT
 
 PATH = ROOT / "docs" / "collector-faults.md"

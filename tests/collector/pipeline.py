@@ -1,267 +1,133 @@
-"""App → Collector → otel-audit out of real processes, each of which can be killed and started again where it was."""
+"""Calls through a Collector with one of the files of collector-config/ into a real log, and what must come out."""
 
-import contextlib
-import json
-import re
-import subprocess
-import sys
-import time
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import yaml
+import grpc
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from otel_audit.reader import LogReader
-from tests.collector.shims import Brake, Clock
-from tests.collector.support import CONFIGS, Collector, Process, Service, free_port, wait_for
-from tests.collector.wire import Wire
-from tests.support import check_log
-from tests.tools import ROOT
+from tests.collector.support import CONFIGS, Collector, Service, free_port, wait_for
+from tests.otlp_support import START_NS, encoded, request, span
+from tests.support import calls_of, check_log
 
-AGENT = CONFIGS / "agent.yaml"
-EXPORTER = "otlp_grpc/audit"
-SETTLE_S = 120.0
+EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
-@dataclass
-class Setup:
-    """How a pipeline is put together.
+class Place:
+    """Where a Collector listens, keeps its queue and sends to; as environment variables of its file.
 
     Args:
-        queue: whether the Collector keeps a queue on disk; without one it answers when otel-audit has answered.
-        app_wired, log_wired: whether a `Wire` leads to the Collector, or from it to otel-audit.
-        collector_brake, service_brake: whether the disk of the process does as it is told.
-        clocks: whether the wall clocks of otel-audit and of senders can be set.
-        queue_directory, log_directory: where else than in the folder of the pipeline.
-        queue_bytes: what the Collector's queue may hold.
-        attempt_s: how long the Collector waits for an answer of otel-audit; what users have is 40.
-        service: more of otel-audit's configuration.
+        folder: for its queue.
+        log: `host:port` of the audit log's OTLP/gRPC.
     """
 
-    queue: bool = True
-    app_wired: bool = False
-    log_wired: bool = False
-    collector_brake: bool = False
-    service_brake: bool = False
-    clocks: bool = False
-    queue_directory: Path | None = None
-    log_directory: Path | None = None
-    queue_bytes: int = 256 << 20
-    attempt_s: float = 5.0
-    service: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Pipeline:
-    """A running pipeline; used from one thread.
-
-    Args:
-        folder: an empty folder.
-        setup: how it is put together.
-    """
-
-    def __init__(self, folder: Path, setup: Setup) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.setup = folder, setup
-        self.log_directory = setup.log_directory or folder / "log"
-        self.queue_directory = setup.queue_directory or folder / "queue"
-        self.kills = 0
-        self._stack = ExitStack()
-        self._service_port, self._http_port, self._collector_port, self._health_port = (free_port() for _ in range(4))
+    def __init__(self, folder: Path, log: str) -> None:
+        self.folder = folder
+        self.grpc, self.http, self.health = (f"127.0.0.1:{free_port()}" for _ in range(3))
         self.metrics_port = free_port()
-        self._metrics = f"http://127.0.0.1:{self.metrics_port}/metrics"
-        self.service: Service | None = None
-        self.collector: Collector | None = None
-        self.app_wire = self._stack.enter_context(Wire(self._collector_port)) if setup.app_wired else None
-        self.log_wire = self._stack.enter_context(Wire(self._service_port)) if setup.log_wired else None
-        self.collector_brake = Brake(folder / "collector.brake") if setup.collector_brake else None
-        self.service_brake = Brake(folder / "service.brake") if setup.service_brake else None
-        self.service_clock = Clock(folder / "service.clock") if setup.clocks else None
-        self.sender_clock = Clock(folder / "sender.clock") if setup.clocks else None
-
-    # --- its processes --------------------------------------------------------------------------------------------------
-    @property
-    def endpoint(self) -> str:
-        """`host:port` of OTLP/gRPC for the app."""
-        return f"127.0.0.1:{self.app_wire.port if self.app_wire else self._collector_port}"
-
-    def start_service(self) -> Service:
-        """Start otel-audit where it was."""
-        config = self.folder / "audit.yaml"
-        config.write_text(yaml.safe_dump({"log": {"segment_rows": 5000, "segment_age": "2s"}, **self.setup.service}))
-        self.service = Service(
-            self.log_directory,
-            "--config",
-            config,
-            grpc=f"127.0.0.1:{self._service_port}",
-            http=f"127.0.0.1:{self._http_port}",
-            log=self.folder / "service.log",
-            environment=self.service_clock.environment if self.service_clock else None,
-            prefix=self.service_brake.prefix if self.service_brake else (),
-        )
-        return self.service
-
-    def start_collector(self) -> Collector:
-        """Start the Collector where it was, with the queue it left."""
-        self.collector = Collector(
-            self.collector_configs(),
-            self.folder,
-            self.collector_environment(),
-            f"127.0.0.1:{self._health_port}",
-            prefix=self.collector_brake.prefix if self.collector_brake else (),
-        )
-        return self.collector
-
-    def collector_environment(self) -> dict[str, str]:
-        """What the `${env:...}` of its file stand for."""
-        return {
-            "AUDIT_QUEUE_DIR": str(self.queue_directory),
-            "AUDIT_QUEUE_BYTES": str(self.setup.queue_bytes),
-            "AUDIT_HEALTH_ENDPOINT": f"127.0.0.1:{self._health_port}",
-            "AUDIT_GRPC_ENDPOINT": f"127.0.0.1:{self._collector_port}",
-            "AUDIT_HTTP_ENDPOINT": "127.0.0.1:0",
-            "AUDIT_ENDPOINT": f"127.0.0.1:{self.log_wire.port if self.log_wire else self._service_port}",
-            "AUDIT_METRICS_HOST": "127.0.0.1",
+        self.environment = {
+            "AUDIT_ENDPOINT": log,
+            "AUDIT_GRPC_ENDPOINT": self.grpc,
+            "AUDIT_HTTP_ENDPOINT": self.http,
+            "AUDIT_HEALTH_ENDPOINT": self.health,
             "AUDIT_METRICS_PORT": str(self.metrics_port),
+            "AUDIT_QUEUE_DIR": str(folder / "queue"),
         }
 
-    def collector_configs(self) -> list[Path]:
-        """The file that users run, and one with what a test has otherwise."""
-        exporter: dict[str, Any] = {"retry_on_failure": {"initial_interval": "100ms", "max_interval": "1s"}}
-        exporter["timeout"] = f"{self.setup.attempt_s:g}s"
-        if not self.setup.queue:
-            exporter["sending_queue"] = {"enabled": False}
-        override: dict[str, Any] = {"exporters": {EXPORTER: exporter}}
-        path = self.folder / "override.yaml"
-        path.write_text(yaml.safe_dump(override))
-        return [AGENT, path]
+    def start(self, *configs: str | Path, **more: str) -> Collector:
+        """A Collector with files of collector-config/ (by name) and others (by path)."""
+        paths = [CONFIGS / config if isinstance(config, str) else config for config in configs]
+        return Collector(paths, self.folder, {**self.environment, **more}, self.health)
 
-    def service_said(self) -> str:
-        """All that otel-audit has logged."""
-        return (self.folder / "service.log").read_text(errors="replace")
-
-    def collector_said(self) -> str:
-        """All that the Collector has logged."""
+    def said(self) -> str:
+        """All that its Collectors have printed."""
         return (self.folder / "collector.log").read_text(errors="replace")
 
-    def kill_service(self) -> None:
-        """SIGKILL otel-audit."""
-        assert self.service
-        self.service.kill()
-        self.kills += 1
-
-    def kill_collector(self) -> None:
-        """SIGKILL the Collector."""
-        assert self.collector
-        self.collector.kill()
-        self.kills += 1
-
-    # --- its traffic ----------------------------------------------------------------------------------------------------
-    @contextlib.contextmanager
-    def sending(self, *options: object, name: str = "sender") -> Iterator["Traffic"]:
-        """A process that sends numbered calls until the end of the block, and then waits for what is under way."""
-        traffic = Traffic(self, name, [str(o) for o in options])
-        try:
-            yield traffic
-            traffic.finish()
-        finally:
-            traffic.process.kill()
-
-    def recorded(self) -> int:
-        """How many records the log has, as any other process sees it."""
-        try:
-            return LogReader.open(self.log_directory).snapshot().last_seq
-        except FileNotFoundError:  # a segment was sealed meanwhile
-            return 0
-
-    def settle(self, total: int, timeout_s: float = SETTLE_S) -> None:
-        """Wait until the log has so many records, or the Collector has no more for it; then end the processes in order."""
-        wait_for(lambda: self.recorded() >= total or self.queued() == 0, "all is recorded", timeout_s)
-        if self.collector and self.collector.exit_code is None:
-            self.collector.terminate()
-        if self.service and self.service.exit_code is None:
-            assert self.service.terminate() == 0, self.service.said()[-3000:]
-
-    def queued(self) -> int | None:
-        """Bytes in the Collector's queue, what it is sending included; None if it does not say."""
-        with contextlib.suppress(OSError), urllib.request.urlopen(self._metrics, timeout=5) as response:
-            found = re.search(r"^otelcol_exporter_queue_size\{.*\} (\S+)$", response.read().decode(), re.MULTILINE)
-            return int(float(found[1])) if found else None
-        return None
-
-    def records(self) -> list[dict[str, Any]]:
-        """All records, after checking that numbers have no gap, identities do not repeat, and times do not go back."""
-        records = check_log(self.log_directory)
-        times = [r["recorded_at"] for r in records]
-        assert times == sorted(times)
-        return records
-
-    def gaps(self) -> tuple[int, str]:
-        """Exit code and output of `otel-audit gaps`; nothing is late any more."""
-        command = [sys.executable, "-m", "otel_audit", "gaps", "--dir", str(self.log_directory), "--late", "0s"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-        return done.returncode, done.stdout + done.stderr
-
-    def __enter__(self) -> Self:
-        try:
-            self.start_service()
-            self.start_collector()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in (self.collector, self.service):
-            if process:
-                process.kill()
-        self._stack.close()
+    def metrics(self) -> dict[str, float]:
+        """What it says about itself: series -> value."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+        return {series: float(value) for series, value in pairs}
 
 
-class Traffic:
-    """A running `tests.collector.sender`."""
+def call(number: int, **attributes: Any) -> Span:
+    """The span of one call of an API, with everything a complete record needs."""
+    return span(
+        {
+            "audit.client.id": f"client-{number % 7}",
+            "audit.client.name": f"Client {number % 7}",
+            "http.request.method": "GET",
+            "http.route": "/contacts/{id}",
+            "url.path": f"/contacts/{number}",
+            "http.response.status_code": 200,
+            "client.address": "203.0.113.7",
+            **attributes,
+        },
+        trace_id=(number + 1).to_bytes(16, "big"),
+        span_id=(number + 1).to_bytes(8, "big"),
+        start_time_unix_nano=START_NS + number * 1_000_000,
+        end_time_unix_nano=START_NS + number * 1_000_000 + 5_000_000,
+    )
 
-    def __init__(self, pipeline: Pipeline, name: str, options: list[str]) -> None:
-        self.folder = pipeline.folder / name
-        self.folder.mkdir()
-        command: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "tests.collector.sender",
-            pipeline.endpoint,
-            self.folder,
-            "--name",
-            name,
-        ]
-        clock = pipeline.sender_clock.environment if pipeline.sender_clock else {}
-        self.process = Process([*command, *options], self.folder / "log", clock, ROOT)
-        self.lanes: dict[str, int] = {}
-        self.answers: dict[str, int] = {}
 
-    @property
-    def acknowledged(self) -> int:
-        """Calls acknowledged so far."""
-        assert self.process.exit_code in {None, 0}, self.process.said()[-3000:]
-        return sum(int(path.read_text() or 0) for path in self.folder.glob("lane-*"))
+def bodies(count: int, each: int) -> Iterator[bytes]:
+    """Encoded requests of `count` calls, `each` of them together."""
+    for start in range(0, count, each):
+        yield encoded(request(*(call(n) for n in range(start, min(start + each, count)))))
 
-    def more(self, calls: int, timeout_s: float = 60.0) -> None:
-        """Wait for so many acknowledgements more."""
-        before = self.acknowledged
-        wait_for(lambda: self.acknowledged >= before + calls, f"{calls} calls more are acknowledged", timeout_s)
 
-    def run(self, seconds: float) -> None:
-        """Let it send for a while."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            assert self.process.exit_code in {None, 0}, self.process.said()[-3000:]
-            time.sleep(0.05)
+@contextmanager
+def channel(address: str, authority: Path | None = None) -> Iterator[grpc.Channel]:
+    """A gRPC channel, with TLS if there is an authority to check the server by."""
+    if authority is None:
+        opened = grpc.insecure_channel(address)
+    else:
+        opened = grpc.secure_channel(address, grpc.ssl_channel_credentials(authority.read_bytes()))
+    with opened:
+        yield opened
 
-    def finish(self, timeout_s: float = SETTLE_S) -> None:
-        """Have it end once what is under way is acknowledged."""
-        if self.process.exit_code is None:
-            assert self.process.terminate(timeout_s) == 0, self.process.said()[-3000:]
-        sent = json.loads((self.folder / "sent.json").read_text())
-        self.lanes, self.answers = sent["lanes"], sent["answers"]
+
+def send(
+    address: str, requests: Iterator[bytes], *, authority: Path | None = None, token: str = "", timeout_s: float = 60
+) -> None:
+    """Send requests as an SDK does; raises `grpc.RpcError` at the first that is not taken."""
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    with channel(address, authority) as opened:
+        export: Any = opened.unary_unary(EXPORT)
+        for body in requests:
+            export(body, metadata=metadata, timeout=timeout_s, wait_for_ready=True)
+
+
+def post(address: str, body: bytes) -> int:
+    """Send one request over HTTP; the status."""
+    headers = {"Content-Type": "application/x-protobuf"}
+    sent = urllib.request.Request(f"http://{address}/v1/traces", body, headers)
+    with urllib.request.urlopen(sent, timeout=60) as response:
+        return int(response.status)
+
+
+def arrived(service: Service, count: int, timeout_s: float = 90) -> list[dict[str, Any]]:
+    """The records of a log once `count` calls are in it: each exactly once, each complete."""
+    wait_for(lambda: len(calls_of(service.directory)) >= count, f"{count} calls are in the log", timeout_s)
+    records = check_log(service.directory)
+    assert len(records) == count
+    return records
+
+
+def check_complete(records: Sequence[dict[str, Any]], numbers: Sequence[int]) -> None:
+    """Every call of `numbers` has its record, and the record says all that `call` did."""
+    assert sorted(int.from_bytes(r["trace_id"], "big") - 1 for r in records) == sorted(numbers)
+    for record in records:
+        number = int.from_bytes(record["trace_id"], "big") - 1
+        assert record["client_id"] == f"client-{number % 7}"
+        assert record["client_name"] == f"Client {number % 7}"
+        assert record["service"] == "crm"
+        assert record["target"] == f"/contacts/{number}"
+        assert (record["action"], record["outcome"], record["status_code"]) == ("read", "success", 200)
+        assert record["duration_ns"] == 5_000_000
+        assert record["client_ip"] == "203.0.113.7"
+        assert record["time"].timestamp() * 1_000_000 // 1 == (START_NS // 1000) + number * 1000

@@ -1,0 +1,111 @@
+"""Alert rules and dashboard: Prometheus itself reads and tries them, and they ask only for what is measured."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.collector.support import CONFIGS
+from tests.tools import PROMTOOL
+
+RULES = CONFIGS / "prometheus" / "rules.yaml"
+RULES_TEST = CONFIGS / "prometheus" / "rules_test.yaml"
+DASHBOARD = CONFIGS / "grafana" / "otel-audit.json"
+
+OURS = {
+    "otel_audit_receiver_accepted_spans_total",
+    "otel_audit_receiver_accepted_log_records_total",
+    "otel_audit_receiver_skipped_spans_total",
+    "otel_audit_receiver_refused_requests_total",
+    "otel_audit_receiver_in_flight_bytes",
+    "otel_audit_receiver_in_flight_limit_bytes",
+    "otel_audit_log_records_total",
+    "otel_audit_log_duplicates_total",
+    "otel_audit_log_queue_size",
+    "otel_audit_log_queue_capacity",
+    "otel_audit_log_refused_total",
+    "otel_audit_journal_fsync_duration_seconds_bucket",
+    "otel_audit_log_commit_duration_seconds_bucket",
+    "otel_audit_log_last_seq",
+    "otel_audit_seal_unsealed_records",
+    "otel_audit_seal_lag_seconds",
+    "otel_audit_seal_segments_total",
+    "otel_audit_seal_failed",
+    "otel_audit_quarantine_entries_total",
+    "otel_audit_sources",
+    "otel_audit_sources_missing_records",
+    "otel_audit_disk_free_bytes",
+    "otel_audit_disk_reserve_bytes",
+    "otel_audit_healthy",
+    "otel_audit_exporter_sent_log_records_total",
+    "otel_audit_exporter_send_failed_log_records_total",
+    "otel_audit_exporter_lag_records",
+    "otel_audit_process_uptime_seconds",
+    "otel_audit_process_memory_rss_bytes",
+    "otel_audit_process_open_fds",
+    "otel_audit_process_cpu_seconds_total",
+}
+
+
+def _promtool(*arguments: str | Path) -> str:
+    done = subprocess.run(
+        [PROMTOOL.get() / "promtool", *arguments], capture_output=True, text=True, check=False, cwd=RULES.parent
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _alerts() -> list[str]:
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return [rule["alert"] for group in groups for rule in group["rules"] if "alert" in rule]
+
+
+def test_prometheus_reads_the_rules() -> None:
+    assert "SUCCESS" in _promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
+
+
+def test_the_alerts_fire_when_they_should_and_only_then() -> None:
+    assert "SUCCESS" in _promtool("test", "rules", RULES_TEST)
+
+
+def test_every_alert_has_a_test_and_says_what_to_do() -> None:
+    tested = RULES_TEST.read_text()
+    assert [alert for alert in _alerts() if alert not in tested] == []
+    for group in yaml.safe_load(RULES.read_text())["groups"]:
+        for rule in group["rules"]:
+            if "alert" in rule:
+                assert rule["labels"]["severity"] in ("page", "ticket")
+                assert len(rule["annotations"]["description"]) > 20
+
+
+def test_prometheus_reads_every_query_of_the_dashboard(tmp_path: Path) -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    queries = [t["expr"] for p in panels for t in p.get("targets", [])]
+    assert len(queries) > 30
+    rules = [
+        {"record": f"q:{n}", "expr": re.sub(r"\$__rate_interval|\$[a-z]+", lambda m: _filled(m[0]), query)}
+        for n, query in enumerate(queries)
+    ]
+    path = tmp_path / "queries.yaml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    assert f"{len(queries)} rules found" in _promtool("check", "rules", path)
+
+
+def _filled(variable: str) -> str:
+    return "5m" if variable == "$__rate_interval" else ".*"
+
+
+@pytest.mark.parametrize("path", [RULES, RULES_TEST, DASHBOARD], ids=lambda p: p.name)
+def test_only_metrics_that_there_are_are_asked_for(path: Path) -> None:
+    text = re.sub(r"job:otel_audit_\w+:rate5m", "", path.read_text())
+    named = set(re.findall(r"(?<![\w-])otel_audit_[a-z_]+", text))
+    assert named
+    assert named <= OURS
+
+
+def test_the_dashboard_shows_every_metric() -> None:
+    text = DASHBOARD.read_text()
+    assert {name for name in OURS if name not in text} == set()

@@ -25,6 +25,8 @@ from tests.otlp_support import encoded, request, span
 _Act = Callable[[Scene], None]
 FORGOTTEN = "Failed retrieving item"
 """What the Collector says when a batch that it had under way is no longer in its file."""
+CONNECT_S = 150.0
+"""The Collector's gRPC waits up to two minutes before it tries again to connect to what was away for long."""
 SOME = 200
 """Calls that are enough to see that data flows."""
 
@@ -41,15 +43,18 @@ def fill(folder: Path, leave_bytes: int = 0) -> Path:
 
 # --- processes that are killed --------------------------------------------------------------------------------------------
 def kill(*which: str) -> _Act:
-    """Kill one of these again and again, at random moments, and start it again."""
+    """Kill one of these again and again, at random moments while calls arrive in the log, and start it again."""
 
     def act(scene: Scene) -> None:
         rng = random.Random()
+        pipeline = scene.pipeline
         with scene.sending() as traffic:
             until = time.monotonic() + scene.seconds
             while time.monotonic() < until:
-                traffic.run(rng.random() * 1.5)
-                _kill_and_start(scene.pipeline, rng.choice(which), away_s=rng.random() * 0.5)
+                traffic.run(rng.random())
+                before = pipeline.recorded()
+                _kill_and_start(pipeline, rng.choice(which), away_s=rng.random() * 0.5)
+                wait_for(lambda before=before: pipeline.recorded() > before, "calls arrive again", CONNECT_S)  # type: ignore[misc]
             traffic.more(SOME)
 
     return act

@@ -24,7 +24,7 @@ from tests.tools import ROOT
 
 AGENT = CONFIGS / "agent.yaml"
 EXPORTER = "otlp_grpc/audit"
-SETTLE_S = 120.0
+SETTLE_S = 240.0
 
 
 @dataclass

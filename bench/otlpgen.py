@@ -90,10 +90,14 @@ class _Template:
     start: npt.NDArray[np.int64]
     path_id: npt.NDArray[np.int64]
     seq: npt.NDArray[np.int64]
+    rank: npt.NDArray[np.int64]
+    """Place of each span among those of its source."""
+    of: npt.NDArray[np.int64]
+    """How many spans its source has here."""
 
 
 _MARK_ID: Final = b"\x01" * _ID_DIGITS  # stands for an object id in a path until it is overwritten
-_SEQ_ZERO: Final = 1 << 7 * (_SEQ_WIDTH - 1)  # smallest number whose varint has that many bytes
+_SEQ_MARK: Final = 1 << 7 * (_SEQ_WIDTH - 1)  # smallest number whose varint has that many bytes
 
 
 def _pick(rng: np.random.Generator, n: int, size: int, skew: float) -> npt.NDArray[np.int64]:
@@ -124,7 +128,7 @@ def _attributes(style: str, client: dict[str, str], call: tuple[str, str], statu
     """The attribute set that this kind of service sends, as measured, with what capture adds: 14 in all."""
     method, route = call
     path = route.replace("{id}", _MARK_ID.decode())
-    seq = ("audit.source.seq", _SEQ_ZERO)
+    seq = ("audit.source.seq", _SEQ_MARK)
     if style == "flask-old":
         pairs: list[tuple[str, str | int]] = [
             ("http.method", method),
@@ -179,7 +183,7 @@ def _span(style: str, client: dict[str, str], call: tuple[str, str], status: int
     )
 
 
-def _resource(service: str, instance: int) -> bytes:
+def _resource(service: str, instance: int, source: str) -> bytes:
     pairs = (
         ("telemetry.sdk.language", "python"),
         ("telemetry.sdk.name", "opentelemetry"),
@@ -188,14 +192,15 @@ def _resource(service: str, instance: int) -> bytes:
         ("service.version", "2026.11.2"),
         ("service.instance.id", f"{service}-7d9f8b6c5-{instance:05x}"),
         ("deployment.environment.name", "production"),
-        ("audit.source.id", f"{service}-{instance:05x}"),
+        ("audit.source.id", f"{service}-{source}"),
     )
     return b"".join(_field(1, _attribute(key, value)) for key, value in pairs)
 
 
-def _template(rng: np.random.Generator, spans: int, number: int) -> _Template:
-    """One request: mostly of one service, every third of two, as a Collector's batches are."""
+def _template(rng: np.random.Generator, spans: int, number: int, seed: int) -> _Template:
+    """One request: mostly of one service, every third of two, as a Collector's batches are; each of a source of its own."""
     parts: list[bytes] = []
+    sizes: list[int] = []
     services = [_SERVICES[number % len(_SERVICES)]]
     if number % 3 == 2 and spans > 1:
         services.append(_SERVICES[(number + 1) % len(_SERVICES)])
@@ -207,16 +212,18 @@ def _template(rng: np.random.Generator, spans: int, number: int) -> _Template:
             call = ROUTES[routes[i]]
             port = int(rng.integers(32768, 61000))
             encoded.append(_field(2, _span(style, _client(int(clients[i])), call, _status(rng, call[0]), port)))
-        resource = _field(1, _resource(service, int(rng.integers(0, 4))))
+        sizes.append(len(encoded))
+        resource = _field(1, _resource(service, int(rng.integers(0, 4)), f"{seed}-{number}"))
         parts.append(_field(1, resource + _field(2, scope + b"".join(encoded))))
-    return _index(b"".join(parts), spans)
+    return _index(b"".join(parts), sizes)
 
 
-def _index(body: bytes, spans: int) -> _Template:
+def _index(body: bytes, sizes: list[int]) -> _Template:
     """Where the varying bytes of each span lie, found by the marks the encoder left."""
     head = b"\x0a\x10" + bytes(16) + b"\x12\x08"
     seq_key = b"audit.source.seq\x12\x05\x18"
     at: dict[str, list[int]] = {"trace": [], "start": [], "path": [], "seq": []}
+    spans = sum(sizes)
     for _ in range(spans):
         trace = body.index(head, at["trace"][-1] + 1 if at["trace"] else 0)
         at["trace"].append(trace + 2)
@@ -235,6 +242,8 @@ def _index(body: bytes, spans: int) -> _Template:
         start=np.array(at["start"]),
         path_id=np.array(at["path"]),
         seq=np.array(at["seq"]),
+        rank=np.concatenate([np.arange(size) for size in sizes]),
+        of=np.repeat(sizes, sizes),
     )
 
 
@@ -245,14 +254,15 @@ def _put(buffer: npt.NDArray[np.uint8], at: npt.NDArray[np.int64], rows: npt.NDA
     buffer[at[there, None] + np.arange(rows.shape[1])] = rows[there]
 
 
-def _seq_bytes(first: int, n: int) -> npt.NDArray[np.uint8]:
-    numbers = _SEQ_ZERO + (first + np.arange(n)) % (2 ** (7 * _SEQ_WIDTH) - _SEQ_ZERO)
-    groups = numbers[:, None] >> (7 * np.arange(_SEQ_WIDTH)) & 0x7F
+def _seq_bytes(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Varints of one width, whatever the number: leading groups may be zero."""
+    groups = numbers[:, None] % 2 ** (7 * _SEQ_WIDTH) >> (7 * np.arange(_SEQ_WIDTH)) & 0x7F
     groups[:, :-1] |= 0x80
     return np.asarray(groups, np.uint8)
 
 
-def _fill(template: _Template, rng: np.random.Generator, start_ns: int, first_seq: int) -> bytes:
+def _fill(template: _Template, rng: np.random.Generator, start_ns: int, earlier: int) -> bytes:
+    """A body of a template that was used `earlier` times."""
     n = len(template.trace_id)
     buffer = np.frombuffer(template.body, np.uint8).copy()
     _put(buffer, template.trace_id, rng.integers(1, 256, (n, 16), dtype=np.uint8))
@@ -266,20 +276,20 @@ def _fill(template: _Template, rng: np.random.Generator, start_ns: int, first_se
     ids = 10 ** (_ID_DIGITS - 1) + (rng.pareto(1.2, n) * 2000).astype(np.int64) % (9 * 10 ** (_ID_DIGITS - 1))
     digits = (ids[:, None] // 10 ** np.arange(_ID_DIGITS - 1, -1, -1) % 10 + ord("0")).astype(np.uint8)
     _put(buffer, template.path_id, digits)
-    _put(buffer, template.seq, _seq_bytes(first_seq, n))
+    _put(buffer, template.seq, _seq_bytes(1 + earlier * template.of + template.rank))
     return buffer.tobytes()
 
 
 def iter_bodies(count: int, spans_per_body: int, seed: int = 1) -> Iterator[bytes]:
     """`count` encoded requests of `spans_per_body` spans each, one at a time; the same for the same arguments.
 
-    Ids differ between all bodies of one call, and between calls with different seeds.
+    Ids differ between all bodies of one call, and between calls with different seeds. Each source numbers its calls from 1.
     """
     rng = np.random.default_rng(seed)
-    templates = [_template(rng, spans_per_body, k) for k in range(min(_TEMPLATES, max(count, 1)))]
+    templates = [_template(rng, spans_per_body, k, seed) for k in range(min(_TEMPLATES, max(count, 1)))]
     for k in range(count):
         start_ns = START_NS + k * spans_per_body * _STEP_NS
-        yield _fill(templates[k % len(templates)], rng, start_ns, k * spans_per_body)
+        yield _fill(templates[k % len(templates)], rng, start_ns, k // len(templates))
 
 
 def make_bodies(count: int, spans_per_body: int, seed: int = 1) -> list[bytes]:

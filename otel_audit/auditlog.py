@@ -30,7 +30,7 @@ from otel_audit import __version__
 from otel_audit._auditlog_types import LogSettings, LogStats, Receipt, SealResult
 from otel_audit._durations import Durations
 from otel_audit._stored import StoredKeys
-from otel_audit.dedupe import KEY_COLUMNS, Keys, Memory, keys_of
+from otel_audit.dedupe import KEY_COLUMNS, REMEMBERED_LEAST, Keys, Memory, keys_of
 from otel_audit.errors import (
     AuditError,
     CorruptLogError,
@@ -209,14 +209,21 @@ class AuditLog:
         self._head = tail.scan.digest
 
     def _remember_sealed(self, lake: Lake) -> None:
-        """Put the identities sealed within the dedupe window back into the memory, oldest first."""
-        cutoff_us = time.time_ns() // 1000 - int(self.settings.dedupe_window_s * 1e6)
+        """Put the identities sealed within the dedupe window back into the memory, oldest first.
+
+        The window ends with the newest record, not now: while the log was closed, or its clock was set, senders kept what they
+        had. For the same reason the last `REMEMBERED_LEAST` are remembered however old they are, as in a log that stays open.
+        """
+        window_us, rows = int(self.settings.dedupe_window_s * 1e6), 0
         recent: list[Segment] = []
         for segment in reversed(lake.segments()):
             self._recorded_us = max(self._recorded_us, segment.recorded_max_us)
-            if segment.recorded_max_us < cutoff_us or sum(s.rows for s in recent) > self.settings.dedupe_ids_max:
+            cutoff_us = min(time.time_ns() // 1000, self._recorded_us) - window_us
+            old = rows >= REMEMBERED_LEAST and segment.recorded_max_us < cutoff_us
+            if old or rows > self.settings.dedupe_ids_max:
                 break
             recent.append(segment)
+            rows += segment.rows
         for segment in reversed(recent):
             seq = segment.first_seq
             for batch in lake.read(segment, (*KEY_COLUMNS, *TRACKED_COLUMNS)):

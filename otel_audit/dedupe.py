@@ -21,13 +21,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["KEY_COLUMNS", "Memory", "keys_of"]
+__all__ = ["KEY_COLUMNS", "REMEMBERED_LEAST", "Memory", "keys_of"]
 
 KEY_COLUMNS: Final = ("trace_id", "span_id", "time", "duration_ns")
 _KEY_BYTES: Final = 40
 _WORDS: Final = _KEY_BYTES // 4
 _RECENT: Final = 1 << 13
 _RUN: Final = 1 << 18
+REMEMBERED_LEAST: Final = _RUN
+"""So many of the newest identities are never forgotten for their age."""
 _BUCKET_BITS: Final = 14
 _BITMAP_BITS: Final = 26
 _NO_DURATION: Final = np.iinfo(np.int64).min

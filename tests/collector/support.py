@@ -113,6 +113,7 @@ class Collector(Process):
         folder: for its log and its state.
         environment: what `${env:...}` stands for.
         health: `host:port` of its health_check extension, to wait for; empty: wait for what it logs.
+        prefix: a command that runs it.
     """
 
     def __init__(
@@ -122,8 +123,9 @@ class Collector(Process):
         environment: Mapping[str, str] | None = None,
         health: str = "",
         timeout_s: float = 60.0,
+        prefix: Sequence[str | Path] = (),
     ) -> None:
-        command: list[str | Path] = [COLLECTOR.get() / "otelcol"]
+        command: list[str | Path] = [*prefix, COLLECTOR.get() / "otelcol"]
         for config in configs:
             command += ["--config", config]
         log = folder / "collector.log"
@@ -162,6 +164,7 @@ class Service(Process):
         directory: folder of the log.
         arguments: more of the command line, as `--config`.
         grpc: address of OTLP/gRPC; `http`: of OTLP/HTTP.
+        prefix: a command that runs it.
     """
 
     def __init__(
@@ -172,11 +175,12 @@ class Service(Process):
         http: str = "127.0.0.1:0",
         environment: Mapping[str, str] | None = None,
         log: Path | None = None,
+        prefix: Sequence[str | Path] = (),
     ) -> None:
         log = log or directory.parent / f"{directory.name}.log"
         seen = len(log.read_text(errors="replace")) if log.exists() else 0
         command = [sys.executable, "-m", "otel_audit", "serve", "--dir", str(directory), "--grpc", grpc, "--http", http]
-        super().__init__([*command, *arguments], log, environment, directory.parent)
+        super().__init__([*prefix, *command, *arguments], log, environment, directory.parent)
 
         def listening() -> re.Match[str] | None:
             assert self.exit_code is None, f"the service ended:\n{self.said()[-3000:]}"

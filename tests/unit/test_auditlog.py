@@ -39,6 +39,25 @@ def test_records_are_numbered_without_gaps_and_read_back_as_they_were(tmp_path: 
     assert {r["log"] for r in records} == {"audit"}
 
 
+@pytest.mark.parametrize("away_s", [86_400, -86_400], ids=["a day later", "with the clock a day back"])
+def test_a_batch_sent_again_is_recognised_however_long_the_log_was_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away_s: int
+) -> None:
+    with AuditLog.open(tmp_path / "log") as log:
+        log.append(decoded(100, 0))
+        log.seal()
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + away_s * 10**9)
+    with AuditLog.open(tmp_path / "log") as log:
+        assert log.append(decoded(100, 0)).duplicates == 100
+        log.append(decoded(100, 1))
+        log.seal()
+    with AuditLog.open(tmp_path / "log") as log:  # the newest are a day later than the first, and do not push them out
+        assert log.append(decoded(100, 0)).duplicates == 100
+    recorded = [r["recorded_at"] for r in check_log(tmp_path / "log")]
+    assert recorded == sorted(recorded)
+
+
 def test_a_batch_sent_again_adds_nothing_whether_unsealed_sealed_or_reopened(tmp_path: Path) -> None:
     with AuditLog.open(tmp_path, SLOW) as log:
         log.append(decoded(100, 1))

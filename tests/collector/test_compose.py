@@ -28,7 +28,7 @@ def test_a_call_of_the_crm_becomes_a_record(tmp_path: Path) -> None:
     text = (CONFIGS / "compose" / "compose.yaml").read_text()
     assert f"X-API-Key: {KEY}" in text  # the call that its head tells people to make
     crm, port = yaml.safe_load(text)["services"]["crm"], free_port()
-    here = {"0.0.0.0": "127.0.0.1", "8000": str(port)}  # noqa: S104 - what compose.yaml says, not what listens
+    here = {"0.0.0.0": "127.0.0.1", "8000": str(port)}
     command = [here.get(word, word) for word in crm["entrypoint"]]
     programs = Path(sys.executable).parent
     with Service(tmp_path / "log", "--config", CONFIGS / "compose" / "audit.yaml") as service:

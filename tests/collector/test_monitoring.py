@@ -3,12 +3,15 @@
 import json
 import re
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.collector.support import CONFIGS
+from otel_audit._config_settings import BY_KEY
+from tests.collector.pipeline import bodies, send
+from tests.collector.support import CONFIGS, Service, free_port
 from tests.tools import PROMTOOL
 
 RULES = CONFIGS / "prometheus" / "rules.yaml"
@@ -48,6 +51,25 @@ OURS = {
     "otel_audit_process_open_fds",
     "otel_audit_process_cpu_seconds_total",
 }
+
+
+LATER = {name for name in OURS if name.startswith("otel_audit_exporter_")} | {
+    "otel_audit_receiver_accepted_log_records_total"
+}
+"""Not there unless records are sent on, or come as logs."""
+
+
+def test_the_service_has_these_metrics(tmp_path: Path) -> None:
+    if "service.telemetry.metrics.readers" not in BY_KEY:
+        pytest.skip("this version has no service.telemetry.metrics.readers")
+    port, settings = free_port(), tmp_path / "audit.yaml"
+    readers = [{"pull": {"exporter": {"prometheus": {"host": "127.0.0.1", "port": port}}}}]
+    settings.write_text(yaml.safe_dump({"service": {"telemetry": {"metrics": {"readers": readers}}}}))
+    with Service(tmp_path / "log", "--config", settings) as service:
+        send(service.grpc, bodies(10, each=10))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+            lines = response.read().decode().splitlines()
+    assert {re.split(r"[{ ]", line)[0] for line in lines} >= OURS - LATER
 
 
 def _promtool(*arguments: str | Path) -> str:

@@ -196,7 +196,8 @@ class Gate:
         self._settings = settings
         self._clock = clock
         self._lock = threading.Lock()  # guards the buckets; the other fields are replaced as wholes
-        self._buckets: dict[str, Bucket] = {}  # by name and rate, so that other settings may change
+        # By name, rate and burst: a debt outlives a change of other settings.
+        self._buckets: dict[tuple[str, int | None, int], Bucket] = {}
         self._visits: dict[str, tuple[Sender, Allowance | None]] = {}
         self.watched: Watched[Directory] | None = None
         """The file of senders, if there is one; whoever polls it keeps the gate up to date."""
@@ -245,7 +246,7 @@ class Gate:
         digest = digest_of(credentials.token) if credentials.token is not None else None
         sender = directory.find(digest, credentials.names)
         if sender is None:
-            raise self._unknown(digest, credentials)
+            raise self._unknown(directory.of_token(digest) if digest else None, digest, credentials)
         allowance, bucket = self._of(sender)
         wait_s = bucket.wait_s() if bucket is not None else 0.0
         if wait_s > 0:
@@ -262,7 +263,7 @@ class Gate:
                 self._forget()
             bucket = None
             if sender.rate_records_per_s is not None:
-                key = f"{sender.name} {sender.rate_records_per_s} {sender.burst}"
+                key = (sender.name, sender.rate_records_per_s, sender.burst)
                 bucket = self._buckets.get(key)
                 if bucket is None:
                     bucket = self._buckets[key] = Bucket(sender.rate_records_per_s, sender.burst, self._clock)
@@ -271,19 +272,24 @@ class Gate:
     def _forget(self) -> None:
         """Drop what is kept of senders that are no more."""
         directory = self.directory
-        here = {s.name: s for s in directory.senders} if directory else {}
+        here = {s.name: (s.name, s.rate_records_per_s, s.burst) for s in directory.senders} if directory else {}
         self._visits = {name: kept for name, kept in self._visits.items() if name in here}
-        self._buckets = {key: kept for key, kept in self._buckets.items() if key.rsplit(" ", 2)[0] in here}
+        self._buckets = {key: kept for key, kept in self._buckets.items() if here.get(key[0]) == key}
 
     # --- strangers
-    def _unknown(self, digest: str | None, credentials: Credentials) -> TurnedAwayError:
+    def _unknown(self, sender: Sender | None, digest: str | None, credentials: Credentials) -> TurnedAwayError:
+        """Why nobody is known who shows this; the token may be that of a sender who must show more."""
+        names = ", ".join(credentials.names) or "no name"
+        if sender is not None:
+            reason = "certificate_unknown" if credentials.certified else "certificate_missing"
+            shows = f"that of {names} is not its own" if credentials.certified else "there is none"
+            told = f"the sender {sender.name} must show its certificate beside its token, and {shows}"
+            return self._stranger(reason, told, credentials)
         if digest is not None:
             told = f"no sender has the bearer token whose SHA-256 begins with {digest[:8]}"
-            if credentials.certified:
-                told += f", with a certificate of {', '.join(credentials.names) or 'no name'}"
             return self._stranger("token_unknown", told, credentials, 'error="invalid_token"')
         if credentials.certified:
-            told = f"no sender is known by a certificate of {', '.join(credentials.names) or 'no name'} alone"
+            told = f"no sender is known by a certificate of {names} alone"
             return self._stranger("certificate_unknown", told, credentials)
         return self._stranger("credentials_missing", "a bearer token or a client certificate is needed", credentials)
 

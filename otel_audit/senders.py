@@ -189,6 +189,10 @@ class Directory:
         """Whether any sender is known by its certificate."""
         return any(sender.certificate for sender in self.senders)
 
+    def of_token(self, digest: str) -> Sender | None:
+        """The sender that has the token of this digest, whether that is enough or not."""
+        return self._by_digest.get(digest)
+
     def find(self, digest: str | None, names: Sequence[str]) -> Sender | None:
         """The sender that shows this; None: nobody's.
 

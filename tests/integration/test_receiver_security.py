@@ -317,7 +317,7 @@ def test_a_sender_is_known_by_a_name_of_its_certificate(transport: str, ca: Auth
         assert "certificate of spiffe://example/other, a" in _sorted(send("a", "spiffe://example/other").message)
         assert send("both").code == RETRY[transport]
         assert send("plain", token=TOKEN).code == RETRY[transport], "a token is no use without its certificate"
-        assert r.stats().refused["certificate_unknown"] == 2
+        assert r.stats().refused["certificate_unknown"] == 3
 
 
 def _sorted(message: str) -> str:

@@ -70,6 +70,21 @@ def test_anybody_else_is_told_to_come_again_and_why(credentials: Credentials, re
     assert error.answer.message.startswith("unauthenticated: ")
 
 
+@pytest.mark.parametrize(
+    ("credentials", "reason", "said"),
+    [
+        (Credentials(f"Bearer {TOKEN}"), "certificate_missing", "beside its token, and there is none"),
+        (Credentials(f"Bearer {TOKEN}", ("x",), certified=True), "certificate_unknown", "that of x is not its own"),
+    ],
+)
+def test_a_sender_that_must_show_two_things_is_told_which_is_missing(
+    credentials: Credentials, reason: str, said: str
+) -> None:
+    error = turned_away(gate(sender(certificate=("crm",))), credentials)
+    assert error.reason == reason
+    assert said in error.answer.message
+
+
 def test_strangers_are_sent_away_for_good_where_that_is_asked_for() -> None:
     strict = Gate(AccessSettings((sender(),), unauthenticated="refuse"))
     assert turned_away(strict, Credentials()).answer.verdict is Verdict.UNAUTHENTICATED

@@ -23,6 +23,7 @@ __all__ = ["Encoded", "RecordEncoder", "request_of"]
 
 _RESOURCES_MAX: Final = 1024
 _KEYS_MAX: Final = 4096
+_UINT64_MAX: Final = 2**64 - 1
 _INFO: Final = b"\x10\x09\x1a\x04INFO"
 _EVENT: Final = field(12, names.EVENT_RECORD.encode())
 _RESOURCES_OWN: Final = frozenset({*FIELDS, names.DURATION_NS})
@@ -67,12 +68,16 @@ def _any_value(value: Any) -> bytes:
     if isinstance(value, bool):
         return b"\x10\x01" if value else b"\x10\x00"
     if isinstance(value, int):
-        return b"\x18" + varint(value & 0xFFFF_FFFF_FFFF_FFFF)
+        if not -(2**63) <= value < 2**63:
+            return field(1, str(value).encode())
+        return b"\x18" + varint(value & _UINT64_MAX)
     if isinstance(value, list):
         return field(5, b"".join(field(1, _any_value(v)) for v in value))
     if isinstance(value, Mapping):
         return field(6, b"".join(field(1, _pair(k, v)) for k, v in value.items()))
-    raise TypeError(f"a record's attributes hold no {type(value).__name__}")
+    if isinstance(value, float):
+        return b"\x21" + struct.pack("<d", value)
+    return b""  # null; neither it nor a float is in a canonical record
 
 
 def _pair(key: str, value: Any) -> bytes:
@@ -147,18 +152,18 @@ class RecordEncoder:
         said |= _call(row)
         of_resource: dict[str, Any] = {}
         if row["attributes"] is not None:
-            for key, value in json.loads(row["attributes"]).items():
+            for key, value in _members(row["attributes"]).items():
                 (of_resource if key in _RESOURCES_OWN else said)[key] = value
         said |= {names.LOG_NAME: row["log"], names.LOG_SEQ: row["seq"]}
         parts = [
             # No record has no time; 1 ns is the same microsecond as 0, which would mean "unknown".
-            _TIME.pack(0x09, max(row["time"] * 1000, 1)),
+            _TIME.pack(0x09, min(max(row["time"] * 1000, 1), _UINT64_MAX)),
             _INFO,
             field(5, field(1, _sentence(row).encode())),
             *(field(6, _pair(key, value)) for key, value in said.items()),
             field(9, row["trace_id"]),
             field(10, row["span_id"]),
-            _TIME.pack(0x59, max(row["recorded_at"] * 1000, 1)),
+            _TIME.pack(0x59, min(max(row["recorded_at"] * 1000, 1), _UINT64_MAX)),
             _EVENT,
         ]
         return Encoded(row["seq"], self._resource(row, of_resource), b"".join(parts))
@@ -173,6 +178,15 @@ class RecordEncoder:
                 self._resources.clear()
             self._resources[key] = known
         return known
+
+
+def _members(attributes: str) -> dict[str, Any]:
+    """The members of the column `attributes`; one record that cannot be read must not hold up the others."""
+    try:
+        members = json.loads(attributes)
+    except (ValueError, RecursionError):
+        members = None
+    return members if isinstance(members, dict) else {names.ATTRIBUTES_TEXT: attributes}
 
 
 def _call(row: Row) -> dict[str, Any]:

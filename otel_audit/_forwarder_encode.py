@@ -10,6 +10,7 @@ Source: opentelemetry-proto 1.x, `logs/v1/logs.proto`; OpenTelemetry, "Logs Data
 import json
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -17,18 +18,35 @@ import pyarrow as pa
 from otel_audit import names
 from otel_audit._otlp_attributes import FIELDS
 from otel_audit._otlp_rules import RPC_CODES, address
-from otel_audit._otlp_schema import field, varint
+from otel_audit._otlp_schema import varint
 
 __all__ = ["Encoded", "RecordEncoder", "request_of"]
 
 _RESOURCES_MAX: Final = 1024
 _KEYS_MAX: Final = 4096
+_ADDRESSES_MAX: Final = 4096
+_KNOWN_MAX: Final = 16_384
+_KNOWN_BYTES_MAX: Final = 200
+_EVER_NEW: Final = frozenset(
+    {names.LOG_RECORD_UID, names.RECORD_ID, names.TARGET_ID, names.SOURCE_SEQ, names.DURATION_NS, names.LOG_SEQ}
+)
+"""Attributes whose values rarely come again: they would only push others out of what is remembered."""
 _UINT64_MAX: Final = 2**64 - 1
 _INFO: Final = b"\x10\x09\x1a\x04INFO"
-_EVENT: Final = field(12, names.EVENT_RECORD.encode())
 _RESOURCES_OWN: Final = frozenset({*FIELDS, names.DURATION_NS})
 """Names that would fill a column, or the duration, on a log record."""
 _TIME: Final = struct.Struct("<BQ")
+
+
+def field(number: int, data: bytes) -> bytes:
+    """`data` as a length-delimited field of a number below 16; quicker than the general one for what is short."""
+    size = len(data)
+    if size < 0x80:
+        return b"%c%c%b" % (number << 3 | 2, size, data)
+    return b"%c%b%b" % (number << 3 | 2, varint(size), data)
+
+
+_EVENT: Final = field(12, names.EVENT_RECORD.encode())
 
 
 class Encoded(NamedTuple):
@@ -90,6 +108,7 @@ def _pair(key: str, value: Any) -> bytes:
     return encoded + field(2, _any_value(value))
 
 
+@lru_cache(_ADDRESSES_MAX)
 def _address(text: str) -> str:
     """An address so that reading it gives the same text again, also where it is none."""
     return text if address(text) == text else f"[{text}]"
@@ -136,6 +155,8 @@ class RecordEncoder:
 
     def __init__(self) -> None:
         self._resources: dict[tuple[Any, ...], bytes] = {}
+        # Attributes that come again and again, as field 6 of `LogRecord`, by type, key and value; emptied when full.
+        self._known: dict[tuple[type, str, Any], bytes] = {}
 
     def encode(self, batch: pa.RecordBatch) -> list[Encoded]:
         """Each row of a batch of `record.schema()`, or of a segment's."""
@@ -160,13 +181,28 @@ class RecordEncoder:
             _TIME.pack(0x09, min(max(row["time"] * 1000, 1), _UINT64_MAX)),
             _INFO,
             field(5, field(1, _sentence(row).encode())),
-            *(field(6, _pair(key, value)) for key, value in said.items()),
+            *map(self._attribute, said.items()),
             field(9, row["trace_id"]),
             field(10, row["span_id"]),
             _TIME.pack(0x59, min(max(row["recorded_at"] * 1000, 1), _UINT64_MAX)),
             _EVENT,
         ]
         return Encoded(row["seq"], self._resource(row, of_resource), b"".join(parts))
+
+    def _attribute(self, pair: tuple[str, Any]) -> bytes:
+        """An attribute as field 6 of `LogRecord`, remembered when it is likely to come again."""
+        key, value = pair
+        kind = type(value)
+        if key in _EVER_NEW or not (kind is str or kind is int):
+            return field(6, _pair(key, value))
+        known = self._known.get((kind, key, value))
+        if known is None:
+            known = field(6, _pair(key, value))
+            if len(known) <= _KNOWN_BYTES_MAX:
+                if len(self._known) >= _KNOWN_MAX:
+                    self._known.clear()
+                self._known[kind, key, value] = known
+        return known
 
     def _resource(self, row: Row, more: Mapping[str, Any]) -> bytes:
         key = (*(row[column] for column, _ in _OF_RESOURCE), json.dumps(more) if more else "")

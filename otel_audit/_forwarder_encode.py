@@ -10,6 +10,7 @@ Source: opentelemetry-proto 1.x, `logs/v1/logs.proto`; OpenTelemetry, "Logs Data
 import json
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -17,17 +18,35 @@ import pyarrow as pa
 from otel_audit import names
 from otel_audit._otlp_attributes import FIELDS
 from otel_audit._otlp_rules import RPC_CODES, address
-from otel_audit._otlp_schema import field, varint
+from otel_audit._otlp_schema import varint
 
 __all__ = ["Encoded", "RecordEncoder", "request_of"]
 
 _RESOURCES_MAX: Final = 1024
 _KEYS_MAX: Final = 4096
+_ADDRESSES_MAX: Final = 4096
+_KNOWN_MAX: Final = 16_384
+_KNOWN_BYTES_MAX: Final = 200
+_EVER_NEW: Final = frozenset(
+    {names.LOG_RECORD_UID, names.RECORD_ID, names.TARGET_ID, names.SOURCE_SEQ, names.DURATION_NS, names.LOG_SEQ}
+)
+"""Attributes whose values rarely come again: they would only push others out of what is remembered."""
+_UINT64_MAX: Final = 2**64 - 1
 _INFO: Final = b"\x10\x09\x1a\x04INFO"
-_EVENT: Final = field(12, names.EVENT_RECORD.encode())
 _RESOURCES_OWN: Final = frozenset({*FIELDS, names.DURATION_NS})
 """Names that would fill a column, or the duration, on a log record."""
 _TIME: Final = struct.Struct("<BQ")
+
+
+def field(number: int, data: bytes) -> bytes:
+    """`data` as a length-delimited field of a number below 16; quicker than the general one for what is short."""
+    size = len(data)
+    if size < 0x80:
+        return b"%c%c%b" % (number << 3 | 2, size, data)
+    return b"%c%b%b" % (number << 3 | 2, varint(size), data)
+
+
+_EVENT: Final = field(12, names.EVENT_RECORD.encode())
 
 
 class Encoded(NamedTuple):
@@ -67,12 +86,16 @@ def _any_value(value: Any) -> bytes:
     if isinstance(value, bool):
         return b"\x10\x01" if value else b"\x10\x00"
     if isinstance(value, int):
-        return b"\x18" + varint(value & 0xFFFF_FFFF_FFFF_FFFF)
+        if not -(2**63) <= value < 2**63:
+            return field(1, str(value).encode())
+        return b"\x18" + varint(value & _UINT64_MAX)
     if isinstance(value, list):
         return field(5, b"".join(field(1, _any_value(v)) for v in value))
     if isinstance(value, Mapping):
         return field(6, b"".join(field(1, _pair(k, v)) for k, v in value.items()))
-    raise TypeError(f"a record's attributes hold no {type(value).__name__}")
+    if isinstance(value, float):
+        return b"\x21" + struct.pack("<d", value)
+    return b""  # null; neither it nor a float is in a canonical record
 
 
 def _pair(key: str, value: Any) -> bytes:
@@ -85,6 +108,7 @@ def _pair(key: str, value: Any) -> bytes:
     return encoded + field(2, _any_value(value))
 
 
+@lru_cache(_ADDRESSES_MAX)
 def _address(text: str) -> str:
     """An address so that reading it gives the same text again, also where it is none."""
     return text if address(text) == text else f"[{text}]"
@@ -131,6 +155,8 @@ class RecordEncoder:
 
     def __init__(self) -> None:
         self._resources: dict[tuple[Any, ...], bytes] = {}
+        # Attributes that come again and again, as field 6 of `LogRecord`, by type, key and value; emptied when full.
+        self._known: dict[tuple[type, str, Any], bytes] = {}
 
     def encode(self, batch: pa.RecordBatch) -> list[Encoded]:
         """Each row of a batch of `record.schema()`, or of a segment's."""
@@ -147,21 +173,36 @@ class RecordEncoder:
         said |= _call(row)
         of_resource: dict[str, Any] = {}
         if row["attributes"] is not None:
-            for key, value in json.loads(row["attributes"]).items():
+            for key, value in _members(row["attributes"]).items():
                 (of_resource if key in _RESOURCES_OWN else said)[key] = value
         said |= {names.LOG_NAME: row["log"], names.LOG_SEQ: row["seq"]}
         parts = [
             # No record has no time; 1 ns is the same microsecond as 0, which would mean "unknown".
-            _TIME.pack(0x09, max(row["time"] * 1000, 1)),
+            _TIME.pack(0x09, min(max(row["time"] * 1000, 1), _UINT64_MAX)),
             _INFO,
             field(5, field(1, _sentence(row).encode())),
-            *(field(6, _pair(key, value)) for key, value in said.items()),
+            *map(self._attribute, said.items()),
             field(9, row["trace_id"]),
             field(10, row["span_id"]),
-            _TIME.pack(0x59, max(row["recorded_at"] * 1000, 1)),
+            _TIME.pack(0x59, min(max(row["recorded_at"] * 1000, 1), _UINT64_MAX)),
             _EVENT,
         ]
         return Encoded(row["seq"], self._resource(row, of_resource), b"".join(parts))
+
+    def _attribute(self, pair: tuple[str, Any]) -> bytes:
+        """An attribute as field 6 of `LogRecord`, remembered when it is likely to come again."""
+        key, value = pair
+        kind = type(value)
+        if key in _EVER_NEW or not (kind is str or kind is int):
+            return field(6, _pair(key, value))
+        known = self._known.get((kind, key, value))
+        if known is None:
+            known = field(6, _pair(key, value))
+            if len(known) <= _KNOWN_BYTES_MAX:
+                if len(self._known) >= _KNOWN_MAX:
+                    self._known.clear()
+                self._known[kind, key, value] = known
+        return known
 
     def _resource(self, row: Row, more: Mapping[str, Any]) -> bytes:
         key = (*(row[column] for column, _ in _OF_RESOURCE), json.dumps(more) if more else "")
@@ -173,6 +214,15 @@ class RecordEncoder:
                 self._resources.clear()
             self._resources[key] = known
         return known
+
+
+def _members(attributes: str) -> dict[str, Any]:
+    """The members of the column `attributes`; one record that cannot be read must not hold up the others."""
+    try:
+        members = json.loads(attributes)
+    except (ValueError, RecursionError):
+        members = None
+    return members if isinstance(members, dict) else {names.ATTRIBUTES_TEXT: attributes}
 
 
 def _call(row: Row) -> dict[str, Any]:

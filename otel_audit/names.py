@@ -51,6 +51,8 @@ EVENT_RECORD: Final = "audit.record"
 """Event name of a log record that is an audit record."""
 LOG_RECORD_UID: Final = "log.record.uid"
 LOG_NAME: Final = "otel_audit.log"
+ATTRIBUTES_TEXT: Final = "otel_audit.attributes"
+"""The column `attributes` of a record, on a log record, where it is no JSON object."""
 LOG_SEQ: Final = "otel_audit.seq"
 """Log and number there, on a log record that another otel-audit passed on: its ids and times are those of the record."""
 

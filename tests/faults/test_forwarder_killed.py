@@ -1,13 +1,17 @@
 """Forwarding while both ends are killed: nothing is lost, and another otel-audit has each record exactly once."""
 
+import gzip
+import re
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.collector.support import Collector, Service, free_port, wait_for
-from tests.forwarder_support import cursor
+from tests.forwarder_support import cursor, refused, seqs_of
 from tests.integration.test_forwarder import (
     COLLECTOR_CONFIG,
     calls,
@@ -17,6 +21,7 @@ from tests.integration.test_forwarder import (
     without_assigned,
 )
 from tests.support import check_log
+from tests.tools import ROOT
 
 ROUNDS = 6
 
@@ -96,3 +101,45 @@ def test_a_collector_that_is_killed_gets_all_that_was_acknowledged_by_none_befor
     ids = {(r["attributes"]["log.record.uid"], r["attributes"]["otel_audit.seq"]) for r in found}
     assert len(ids) == 4000
     assert len(found) <= 4000 + 4 * 100, "a kill repeats one batch at most"
+
+
+@pytest.mark.timeout(300)
+def test_a_record_that_the_backend_behind_a_collector_refuses_is_found_and_noted(tmp_path: Path) -> None:
+    """As docs/logs.md sets it up: no queue and no retries in the Collector, so that its answer is the backend's."""
+    log = filled(tmp_path / "log", 500)
+    poison = check_log(log)[250]
+    taken: list[bytes] = []
+
+    class Backend(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            body = gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body
+            refused_ = poison["trace_id"] in body
+            if not refused_:
+                taken.append(body)
+            self.send_response(400 if refused_ else 200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class says so
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Backend) as backend:
+        threading.Thread(target=backend.serve_forever, daemon=True).start()
+        port, config = free_port(), tmp_path / "collector.yaml"
+        page = (ROOT / "docs" / "logs.md").read_text()
+        (shown,) = re.findall(r"```yaml\n(receivers:.*?)```", page, re.DOTALL)
+        shown = shown.replace("https://logs.example.com", f"http://127.0.0.1:{backend.server_port}")
+        config.write_text(shown.replace("localhost:14317", f"127.0.0.1:{port}"))
+        settings = exporter_config(tmp_path, f"127.0.0.1:{port}", "grpc")
+        with Collector([config], tmp_path), Service(log, "--config", settings) as service:
+            wait_for(lambda: cursor(log) == 501, "all passed on")
+            assert service.terminate() == 0
+        backend.shutdown()
+    (note,) = refused(log)
+    assert (note["first_seq"], note["last_seq"], note["count"]) == (poison["seq"], poison["seq"], 1)
+    assert "INVALID_ARGUMENT" in note["reason"]
+    found = {seq for body in taken for seq in seqs_of(body)}
+    assert found == set(range(1, 501)) - {poison["seq"]}

@@ -380,7 +380,7 @@ RULES: Final[dict[str, Rule]] = {
     "storage-compaction": Rule(
         "note",
         "the file never shrinks: it stays as large as after the longest outage",
-        "extensions:\n  NAME:\n    compaction: {on_start: true, on_rebound: true, directory: THE_SAME_DIRECTORY}",
+        "extensions:\n  NAME:\n    compaction: {on_rebound: true, directory: THE_SAME_DIRECTORY}",
     ),
     "storage-compaction-directory": Rule(
         "warning",

@@ -1,7 +1,7 @@
 """What the exporter towards the audit log does with data: its queue, its storage, its retries.
 
 Source: `exporterhelper` (QueueBatchConfig), `configretry`, `otlpexporter`, `otlphttpexporter`, `kafkaexporter`,
-`loadbalancingexporter`, `filestorage` of opentelemetry-collector(-contrib) 0.155.0 and 0.165.0.
+`loadbalancingexporter`, `filestorage` of opentelemetry-collector(-contrib) 0.155.0; see docs/doctor.md for which were checked with 0.165.0.
 """
 
 import os

@@ -19,6 +19,7 @@ _RETRY: Final = (
 )  # fmt: skip
 _FILE_STORAGE: Final = (
     "directory", "timeout", "compaction", "fsync", "create_directory", "directory_permissions", "recreate",
+    "max_size",
 )  # fmt: skip
 _COMPACTION: Final = (
     "on_start", "on_rebound", "directory", "rebound_needed_threshold_mib", "rebound_trigger_threshold_mib",
@@ -27,6 +28,7 @@ _COMPACTION: Final = (
 _LIMITER: Final = (
     "check_interval", "min_gc_interval_when_soft_limited", "min_gc_interval_when_hard_limited", "limit_mib",
     "spike_limit_mib", "limit_percentage", "spike_limit_percentage",
+    "garbage_collector", "max_gc_interval_when_soft_limited", "max_gc_interval_when_hard_limited",
 )  # fmt: skip
 _REMOTE_SAMPLING: Final = ("jaegerremotesampling", "jaeger_remote_sampling")
 _HEALTH: Final = ("health_check", "healthcheck", "healthcheckv2", "health_check_v2")

@@ -153,6 +153,17 @@ def test_limits_must_not_shrink_on_the_way(tmp_path: Path) -> None:
     assert examine([[second], [first]]) == []
 
 
+def test_settings_of_newer_collectors_are_known(tmp_path: Path) -> None:
+    text = GOOD.replace("    fsync: true\n", "    fsync: true\n    max_size: 1000000000\n")
+    text = text.replace("    check_interval: 1s\n", "    check_interval: 1s\n    garbage_collector: {}\n")
+    assert examine([[written(tmp_path, text)]]) == []
+
+
+def test_the_default_of_error_mode_depends_on_the_version_so_it_is_a_warning() -> None:
+    severities = [examine([[str(BAD / f"transform-propagate{n}.yaml")]])[0].severity for n in ("", "-said")]
+    assert severities == ["warning", "error"]
+
+
 def test_a_loop_of_connectors_ends(tmp_path: Path) -> None:
     text = GOOD.replace("[otlp]", "[otlp, forward]").replace("[otlp_grpc/audit]", "[otlp_grpc/audit, forward]")
     assert examine([[written(tmp_path, text.replace("\nservice:", "\nconnectors:\n  forward:\n\nservice:"))]]) == []

@@ -408,6 +408,14 @@ class _NoNotes(Notes):
 _NO_NOTES: Final = _NoNotes()
 
 
+def _key_first(raw: bytes) -> bytes:
+    """An attribute of the plain form with its key before its value: Collectors write every message from its end."""
+    at = raw[1] + 2  # after the value
+    if raw[0] == 0x12 and raw[at] == 0x0A and raw[at + 1] == len(raw) - at - 2:
+        return raw[at:] + raw[:at]
+    return raw
+
+
 def _read_first(raw: bytes) -> Entry:
     """The entry of an attribute that was not seen before, quickly when it has the plain form that exporters write."""
     size = len(raw)
@@ -430,7 +438,8 @@ def _read_first(raw: bytes) -> Entry:
         except (IndexError, UnicodeDecodeError, _Noted):
             pass
     entry = read(raw)
-    return entry if entry[0] not in Slot.LATE else (entry[0], raw)
+    slot = entry[1].slot if entry[0] == Slot.EXTRA else entry[0]
+    return entry if slot not in Slot.LATE else (slot, raw)
 
 
 class Memo(dict[bytes, Entry]):
@@ -464,27 +473,30 @@ class Memo(dict[bytes, Entry]):
         return Memo(self)
 
     def __missing__(self, raw: bytes) -> Entry:
+        plain = raw
         try:
-            at = raw[1] + 3
-            slot, how = _ONCE[raw[:at]]
+            if raw[0] == 0x12:
+                plain = _key_first(raw)
+            at = plain[1] + 3
+            slot, how = _ONCE[plain[:at]]
             if not how:  # _PATH
-                if raw[at : at + 4] == _PATH_HEADS[len(raw) - at]:
-                    path = raw[at + 3 :].decode()
+                if plain[at : at + 4] == _PATH_HEADS[len(plain) - at]:
+                    path = plain[at + 3 :].decode()
                     if "?" not in path and "#" not in path:
                         return slot, path
             elif how == _LATE:
-                return slot, raw
-            elif raw[at] == len(raw) - at - 1:  # _PASS; nothing follows the value, no other key for one
+                return slot, plain
+            elif plain[at] == len(plain) - at - 1:  # _PASS; nothing follows the value, no other key for one
                 return _NOTHING
         except (KeyError, IndexError, UnicodeDecodeError):
             pass
-        return self._remember(raw)
+        return self._remember(raw, plain)
 
-    def _remember(self, raw: bytes) -> Entry:
+    def _remember(self, raw: bytes, plain: bytes) -> Entry:
         older = self._older
         entry = None if older is None else older.get(raw)
         if entry is None:
-            entry = _read_first(raw)
+            entry = _read_first(plain)
         if not self.full and len(raw) <= self.RAW_MAX and entry[0] not in Slot.LATE:
             self._cost += 240 + 2 * len(raw)
             if entry[0] == Slot.EXTRA:

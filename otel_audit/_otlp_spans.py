@@ -2,10 +2,12 @@
 
 This is where the time goes. Spans are taken `_CHUNK` at a time, written one after another with a mark between them, and
 parsed as one message: the parser then gives all their attributes as one list. What stands at the head of a span (ids,
-kind, times) is read from the bytes, for all spans at once. Both rest on the form that every exporter writes, and both
-check that they met it; a chunk that differs is read span by span instead, with the same result.
+kind, times) is read from the bytes, for all spans at once, where it has the form that every exporter writes. Collectors
+write every message from its end; of their spans the parser gives the heads as well. All of it checks that it met what it
+rests on; a chunk that differs is read span by span instead, with the same result.
 """
 
+import secrets
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, compress
@@ -31,6 +33,18 @@ _CHUNK: Final = 64
 _TOGETHER_BYTES_MAX: Final = 64 * 1024
 """Size of a span up to which it is parsed with others: a parsed attribute can take ten times its bytes."""
 _SEPARATOR: Final = wire.field(9, MARK) + wire.field(15, MARK)  # an attribute and a status
+_KIND_MARK: Final = secrets.randbits(30) | 1 << 30
+_TIME_MARK: Final = secrets.randbits(63) | 1 << 63
+_HEAD_SEPARATOR: Final = (
+    wire.field(1, MARK)
+    + wire.field(2, MARK)
+    + b"\x30"
+    + wire.varint(_KIND_MARK)
+    + (b"\x39" + _TIME_MARK.to_bytes(8, "little"))
+    + (b"\x41" + _TIME_MARK.to_bytes(8, "little"))
+    + _SEPARATOR
+)
+"""Where the heads are read by the parser: a mark for each of their fields as well, to tell whose a value is."""
 HUGE_BYTES: Final = 1024 * 1024
 """Size of a span from which its fields are counted before it is read."""
 ATTRIBUTES_MAX: Final = 8192
@@ -183,6 +197,33 @@ class Heads:
         self.kinds[row] = span.kind
         self.starts[row], self.ends[row] = span.start, span.end
 
+    def put_parsed(self, first: int, after: int, spans: Any) -> bool:
+        """Fill rows from spans parsed as one with `_HEAD_SEPARATOR`; False, and nothing done, unless each has all of a head.
+
+        A mark after each value says that each span has just one of it, and that it is its own.
+        """
+        n = after - first
+        rows = slice(first, after)
+        found: list[npt.NDArray[Any]] = []
+        numeric = (
+            (spans.kind, _KIND_MARK, np.int64),
+            (spans.start, _TIME_MARK, np.uint64),
+            (spans.end, _TIME_MARK, np.uint64),
+        )
+        for values, mark, kind in numeric:
+            numbers = np.array(values[:], kind)
+            if len(numbers) != 2 * n or (numbers[1::2] != mark).any():
+                return False
+            found.append(numbers[::2])
+        for values, size in ((spans.trace_id, 16), (spans.span_id, 8)):
+            ids = values[:]
+            own = ids[::2]
+            if len(ids) != 2 * n or ids[1::2] != [MARK] * n or set(map(len, own)) != {size}:
+                return False
+            found.append(np.frombuffer(b"".join(own), np.uint8).reshape(-1, size))
+        self.kinds[rows], self.starts[rows], self.ends[rows], self.trace_ids[rows], self.span_ids[rows] = found
+        return True
+
     def keep(self, rows: npt.NDArray[np.int64]) -> None:
         """Leave only these rows."""
         self.trace_ids, self.span_ids = self.trace_ids[rows], self.span_ids[rows]
@@ -256,35 +297,35 @@ class Spans:
     # --- reading
     def _read(self, sizes: npt.NDArray[np.int64]) -> None:
         n = len(self.raws)
-        together = self.heads.sound & (sizes <= _TOGETHER_BYTES_MAX)
-        whole = bool(together.all())
+        small = sizes <= _TOGETHER_BYTES_MAX
+        sound, small_all = bool(self.heads.sound.all()), bool(small.all())
         for first in range(0, n, _CHUNK):
             after = min(first + _CHUNK, n)
-            if not (whole or together[first:after].all()) or not self._read_together(first, after):
+            heads = sound or bool(self.heads.sound[first:after].all())
+            if not (small_all or small[first:after].all()) or not self._read_together(first, after, heads=heads):
                 for index in range(first, after):
                     self._read_one(index)
 
-    def _read_together(self, first: int, after: int) -> bool:
-        """Read the spans of a chunk whose heads are sound; False, and nothing done, if they need reading one by one."""
+    def _read_together(self, first: int, after: int, *, heads: bool) -> bool:
+        """Read the spans of a chunk, and their heads unless those are read; False if they need reading one by one."""
         raws = self.raws[first:after]
+        separator = _SEPARATOR if heads else _HEAD_SEPARATOR
         try:
-            spans = wire.parse_many_spans(_SEPARATOR.join(raws) + _SEPARATOR)
+            spans = wire.parse_many_spans(separator.join(raws) + separator)
         except wire.ProtobufError:
             return False
         n = after - first
-        # A span that has a field of the head twice or more would make that field's count greater. One that ended amid a
-        # field would have swallowed its mark, which `_fill` notices.
-        once = n == len(spans.trace_id) == len(spans.span_id) == len(spans.kind) == len(spans.start) == len(spans.end)
+        if heads:
+            # A span that has a field of the head twice or more would make that field's count greater. One that ended amid
+            # a field would have swallowed its mark, which `_fill` notices.
+            once = (
+                n == len(spans.trace_id) == len(spans.span_id) == len(spans.kind) == len(spans.start) == len(spans.end)
+            )
+        else:
+            once = self.heads.put_parsed(first, after, spans)
         if not once or not self._fill(first, after, spans.attributes[:]):
             return False
-        statuses = spans.status[:]
-        if len(statuses) != n + statuses.count(b""):
-            index = first
-            for status in statuses:
-                if status == MARK:
-                    index += 1
-                elif status:
-                    self._put_status(index, status)
+        self._put_statuses(first, n, spans.status[:])
         if len(spans.events):
             for index, raw in enumerate(raws, first):
                 if _EXCEPTION_NAME in raw:
@@ -333,6 +374,17 @@ class Spans:
                 self.note_of(index).take(value.problems, value.lossy)
         if members:
             self.members[index] = members
+
+    def _put_statuses(self, first: int, n: int, statuses: list[bytes]) -> None:
+        """The statuses of `n` spans, a mark after those of each."""
+        if len(statuses) == n + statuses.count(b""):
+            return
+        index = first
+        for status in statuses:
+            if status == MARK:
+                index += 1
+            elif status:
+                self._put_status(index, status)
 
     def _put_status(self, index: int, status: bytes) -> None:
         try:

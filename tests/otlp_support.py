@@ -9,6 +9,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from otel_audit import _otlp_schema as wire
 from otel_audit.otlp import Decoded, Decoder, DecodeSettings
 from otel_audit.record import canonical, span_schema
 
@@ -84,6 +85,22 @@ def encoded(message: ExportTraceServiceRequest) -> bytes:
     """A request's bytes."""
     data: bytes = message.SerializeToString()
     return data
+
+
+def backwards(message: Any) -> bytes:
+    """A message's bytes with the fields of every message in it from the last to the first, as a Collector writes them."""
+    parts: list[bytes] = []
+    for field, value in reversed(message.ListFields()):
+        if field.message_type is None:
+            alone = type(message)()
+            if field.is_repeated:
+                getattr(alone, field.name).extend(value)
+            else:
+                setattr(alone, field.name, value)
+            parts.append(alone.SerializeToString())
+        else:
+            parts += [wire.field(field.number, backwards(one)) for one in (value if field.is_repeated else [value])]
+    return b"".join(parts)
 
 
 def check(decoded: Decoded) -> Decoded:

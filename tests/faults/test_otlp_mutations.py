@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from otel_audit import _otlp_schema as wire
 from otel_audit.errors import DecodeError
 from otel_audit.otlp import Decoded, Decoder
-from tests.otlp_support import check, encoded, request, rows, span
+from tests.otlp_support import backwards, check, encoded, request, rows, span
 
 SHORT: Final = 20_000
 LONG: Final = 1_000_000
@@ -48,7 +48,8 @@ def _base(seed: int) -> ExportTraceServiceRequest:
     return made
 
 
-BODIES: Final = [encoded(_base(seed)) for seed in range(8)]
+BODIES: Final = [write(_base(seed)) for seed in range(8) for write in (encoded, backwards)]
+"""Each as exporters write it, and as Collectors do."""
 
 
 def _span_ranges(body: bytes) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from otel_audit._otlp_attributes import FIELDS
 from otel_audit.errors import DecodeError
 from otel_audit.otlp import Decoder
 from otel_audit.record import OUTCOMES, canonical_attributes, outcome_of
-from tests.otlp_support import START_NS, any_value, check, encoded, key_values, rows, to_json
+from tests.otlp_support import START_NS, any_value, backwards, check, encoded, key_values, rows, to_json
 
 # One decoder for all examples of a test: what it remembers of one request must not show in another.
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
@@ -94,6 +94,15 @@ def test_any_bytes_are_refused_or_accounted_for(decoder: Decoder, body: bytes) -
     for decode in (decoder.decode, decoder.decode_json):
         with contextlib.suppress(DecodeError):
             check(decode(body))
+
+
+@QUICK
+@given(message=requests())
+def test_the_order_of_fields_makes_no_difference(decoder: Decoder, message: ExportTraceServiceRequest) -> None:
+    forwards, other = decoder.decode(encoded(message)), decoder.decode(backwards(message))
+    assert rows(other) == rows(forwards)
+    assert (other.spans, other.skipped) == (forwards.spans, forwards.skipped)
+    assert [q.reason for q in other.quarantine] == [q.reason for q in forwards.quarantine]
 
 
 @QUICK

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from otel_audit import _otlp_schema as wire
+from otel_audit._otlp_spans import Spans
 from otel_audit.errors import DecodeError, TooLargeError
 from otel_audit.otlp import Decoder, DecodeSettings
-from tests.otlp_support import SPAN, START_NS, TRACE, check, decode, encoded, record, request, rows, span
+from tests.otlp_support import SPAN, START_NS, TRACE, backwards, check, decode, encoded, record, request, rows, span
 
 # The attribute sets that instrumentations were seen to send for `GET /customers/7?x=1`, old conventions and new.
 _SERVER = {"http.server_name": "127.0.0.1:8701", "http.flavor": "1.1", "http.scheme": "http"}
@@ -447,3 +449,58 @@ def test_many_threads_may_use_one_decoder() -> None:
 
 def test_times_are_cut_to_microseconds() -> None:
     assert record({}, start_time_unix_nano=START_NS)["time"].microsecond == 123456
+
+
+# --- as Collectors write: every message from its end --------------------------------------------------------------------
+def _calls(count: int) -> list[Span]:
+    return [
+        span(
+            {**NEW["fastapi"], "audit.source.seq": n + 1, "url.path": f"/customers/{n}", "audit.note": f"n{n}"},
+            trace_id=n.to_bytes(16, "big"),
+            span_id=(n + 1).to_bytes(8, "big"),
+            start_time_unix_nano=START_NS + n * 1_000,
+            kind=Span.SPAN_KIND_SERVER if n % 3 else Span.SPAN_KIND_CLIENT,
+            exception=n % 5 == 0,
+            status=n % 3,
+        )
+        for n in range(count)
+    ]
+
+
+def test_spans_written_from_their_end_are_the_same_records_and_are_read_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    message = request(*_calls(150))
+    expected = rows(Decoder().decode(encoded(message)))
+
+    def one_by_one(self: Spans, index: int) -> None:
+        raise AssertionError(f"span {index} was read on its own")
+
+    monkeypatch.setattr(Spans, "_read_one", one_by_one)
+    assert rows(check(Decoder().decode(backwards(message)))) == expected
+
+
+def _fields(raw: bytes) -> list[tuple[int, bytes]]:
+    return [(number, raw[tag:end]) for number, tag, _, end in wire.fields(raw)]
+
+
+def _moved(count: int, take: int, give: int, number: int) -> bytes:
+    """Spans written from their end, of which one has another's head field beside its own."""
+    raws = [backwards(s) for s in _calls(count)]
+    moved = b"".join(part for n, part in _fields(raws[take]) if n == number)
+    raws[take] = b"".join(part for n, part in _fields(raws[take]) if n != number)
+    raws[give] = raws[give] + moved if give < take else moved + raws[give]
+    return wire.field(1, wire.field(2, b"".join(wire.field(2, raw) for raw in raws)))
+
+
+@pytest.mark.parametrize("number", [1, 2, 6, 7, 8])
+@pytest.mark.parametrize(("take", "give"), [(4, 5), (5, 4), (4, 7), (0, 1)])
+def test_what_one_span_lacks_and_the_next_has_twice_does_not_move_over(
+    number: int, take: int, give: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = _moved(12, take, give, number)
+    found = Decoder().decode(body)
+    monkeypatch.setattr(Spans, "_read_together", lambda *_, **__: False)
+    alone = Decoder().decode(body)
+    assert rows(found) == rows(alone)
+    assert [(q.reason, q.payload) for q in found.quarantine] == [(q.reason, q.payload) for q in alone.quarantine]

@@ -14,7 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import h11
 import uvicorn
@@ -116,9 +116,9 @@ class _App:
     def __init__(self, intake: Intake, settings: HttpSettings) -> None:
         self._intake = intake
         self._settings = settings
-        # The loop's own: requests being answered, and whether they have been told to come to an end.
-        self._under_way: set[asyncio.Task[Any]] = set()
-        self._cut_off = False
+        self.stopping = False
+        """From then on uvicorn cancels requests that take too long. It would answer them with 500, after which senders drop
+        what they sent; they are told to come again."""
         self.pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="otlp-http")
         routes = [
             Route(PATH, self._traces, methods=["POST"]),
@@ -126,15 +126,6 @@ class _App:
             Route("/readyz", self._ready, methods=["GET"]),
         ]
         self.asgi = Starlette(routes=routes, exception_handlers={HTTPException: self._http_error})
-
-    def cut_off(self) -> None:
-        """Tell the senders of requests that are still under way to come again; on the loop's thread.
-
-        Were they left to uvicorn, it would answer 500, after which senders drop what they sent.
-        """
-        self._cut_off = True
-        for task in self._under_way:
-            task.cancel()
 
     async def _live(self, _: HttpRequest) -> Response:
         return PlainTextResponse("alive\n")
@@ -152,20 +143,16 @@ class _App:
         return self._respond(error.status_code, "json", answer, error.headers)
 
     async def _traces(self, http: HttpRequest) -> Response:
-        task = asyncio.current_task()
-        assert task is not None
-        self._under_way.add(task)
         try:
             return await self._export(http)
         except asyncio.CancelledError:
-            if not self._cut_off:
+            task = asyncio.current_task()
+            if not self.stopping or task is None:
                 raise
             task.uncancel()
             answer = self._intake.retry(LogClosedError("append", "request", "the service is stopping", "send it again"))
             encoding: Encoding = "json" if "json" in http.headers.get("content-type", "") else "protobuf"
             return self._respond(_CODES[Verdict.RETRY], encoding, answer, {"connection": "close"})
-        finally:
-            self._under_way.discard(task)
 
     async def _export(self, http: HttpRequest) -> Response:
         body = _Body(http)
@@ -344,7 +331,6 @@ class HttpServer:
             timeout_keep_alive=math.ceil(settings.idle_timeout_s),
         )
         self._server = _Uvicorn(config)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="otlp-http", daemon=True)
 
     def start(self) -> None:
@@ -354,10 +340,8 @@ class HttpServer:
 
     def begin_stop(self, grace_s: float) -> None:
         """Take no new connections; requests under way may take `grace_s` more."""
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # it has ended by itself
-                self._loop.call_soon_threadsafe(self._loop.call_later, grace_s, self._app.cut_off)
-        self._server.config.timeout_graceful_shutdown = math.ceil(grace_s) + 1
+        self._app.stopping = True
+        self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
         self._server.should_exit = True
 
     def finish_stop(self) -> None:
@@ -368,12 +352,8 @@ class HttpServer:
         self._app.pool.shutdown(wait=True)
 
     def _run(self) -> None:
-        async def serve() -> None:
-            self._loop = asyncio.get_running_loop()
-            await self._server.serve(sockets=self._sockets)
-
         try:
-            asyncio.run(serve())
+            asyncio.run(self._server.serve(sockets=self._sockets))
         except Exception:
             _log.exception("OTLP/HTTP stopped")
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import h11
 import uvicorn
@@ -125,9 +125,9 @@ class _App:
         self._intake = intake
         self._gate = gate
         self._settings = settings
-        # The loop's own: requests being answered, and whether they have been told to come to an end.
-        self._under_way: set[asyncio.Task[Any]] = set()
-        self._cut_off = False
+        self.stopping = False
+        """From then on uvicorn cancels requests that take too long. It would answer them with 500, after which senders drop
+        what they sent; they are told to come again."""
         self.pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="otlp-http")
         routes = [
             *(Route(path, self._export, methods=["POST"]) for path in PATHS),
@@ -135,15 +135,6 @@ class _App:
             Route("/readyz", self._ready, methods=["GET"]),
         ]
         self.asgi = Starlette(routes=routes, exception_handlers={HTTPException: self._http_error})
-
-    def cut_off(self) -> None:
-        """Tell the senders of requests that are still under way to come again; on the loop's thread.
-
-        Were they left to uvicorn, it would answer 500, after which senders drop what they sent.
-        """
-        self._cut_off = True
-        for task in self._under_way:
-            task.cancel()
 
     async def _live(self, _: HttpRequest) -> Response:
         return PlainTextResponse("alive\n")
@@ -161,20 +152,16 @@ class _App:
         return self._respond(error.status_code, "json", answer, error.headers)
 
     async def _export(self, http: HttpRequest) -> Response:
-        task = asyncio.current_task()
-        assert task is not None
-        self._under_way.add(task)
         try:
             return await self._take(http)
         except asyncio.CancelledError:
-            if not self._cut_off:
+            task = asyncio.current_task()
+            if not self.stopping or task is None:
                 raise
             task.uncancel()
             answer = self._intake.retry(LogClosedError("append", "request", "the service is stopping", "send it again"))
             encoding: Encoding = _known_encoding(http) or "protobuf"
             return self._respond(_CODES[Verdict.RETRY], encoding, answer, {"connection": "close"})
-        finally:
-            self._under_way.discard(task)
 
     async def _take(self, http: HttpRequest) -> Response:
         body = _Body(http)
@@ -401,7 +388,6 @@ class HttpServer:
             config.ssl = http_context(self.certificates)
         self._header_timeout_s = settings.header_timeout_s
         self._server = _Uvicorn(config)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="otlp-http", daemon=True)
 
     def start(self) -> None:
@@ -411,10 +397,8 @@ class HttpServer:
 
     def begin_stop(self, grace_s: float) -> None:
         """Take no new connections; requests under way may take `grace_s` more."""
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # it has ended by itself
-                self._loop.call_soon_threadsafe(self._loop.call_later, grace_s, self._app.cut_off)
-        self._server.config.timeout_graceful_shutdown = math.ceil(grace_s) + 1
+        self._app.stopping = True
+        self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
         self._server.should_exit = True
 
     def finish_stop(self) -> None:
@@ -425,13 +409,9 @@ class HttpServer:
         self._app.pool.shutdown(wait=True)
 
     def _run(self) -> None:
-        async def serve() -> None:
-            self._loop = asyncio.get_running_loop()
-            await self._server.serve(sockets=self._sockets)
-
         try:
             with asyncio.Runner(loop_factory=lambda: _Loop(self._header_timeout_s)) as runner:
-                runner.run(serve())
+                runner.run(self._server.serve(sockets=self._sockets))
         except Exception:
             _log.exception("OTLP/HTTP stopped")
 

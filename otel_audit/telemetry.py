@@ -37,6 +37,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from otel_audit import __version__, names
 from otel_audit._durations import BOUNDS_S, Spread
+from otel_audit._receiver_bind import is_loopback, parse_endpoint
 from otel_audit._telemetry_endpoint import Endpoint
 from otel_audit._telemetry_instruments import BY_NAME, INSTRUMENTS, Instrument
 from otel_audit._telemetry_push import periodic_reader
@@ -139,6 +140,8 @@ class Telemetry:
             made = meter.create_observable_counter if BY_NAME[name].kind == "counter" else meter.create_observable_gauge
             made(name, [self._asking(name)], BY_NAME[name].unit, BY_NAME[name].description)
         for endpoint in self._endpoints:
+            if not is_loopback(parse_endpoint(endpoint.address)[0]):
+                _log.warning("metrics at %s are open to other machines, without authentication", endpoint.address)
             endpoint.start()
 
     def stop(self, timeout_s: float = 2.0) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from otel_audit._server_health import Health, HealthSettings
 from otel_audit.auditlog import AuditLog, LogSettings
+from tests.collector.support import wait_for
 from tests.support import decoded
 
 RESERVE, READY = 10 << 20, 30 << 20
@@ -135,14 +136,12 @@ def test_a_fault_that_needs_a_restart_is_told(log: AuditLog) -> None:
 
 
 def test_the_thread_goes_on_after_a_disk_that_fails(log: AuditLog, disk: Disk) -> None:
-    health = Health(log, HealthSettings(every_s=0.01, stale_s=0.01))
+    health = Health(log, HealthSettings(every_s=0.01, stale_s=0.5))
     health.start()
     try:
         disk.error = OSError(5, "Input/output error")
-        while not health.reasons():
-            pass
+        wait_for(health.reasons, "what is known is too old")
         disk.error = None
-        while health.reasons():
-            pass
+        wait_for(lambda: not health.reasons(), "the disk answers again")
     finally:
         health.stop()

@@ -170,6 +170,15 @@ def test_the_service_says_who_it_is_unless_told_otherwise(monkeypatch: pytest.Mo
     assert "service_version" not in labels
 
 
+@pytest.mark.parametrize(("host", "said"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_an_endpoint_that_others_reach_is_warned_of(host: str, said: bool, caplog: pytest.LogCaptureFixture) -> None:
+    telemetry = Telemetry(TelemetrySettings(readers=(PrometheusReader(host, 0),)))
+    telemetry.open()
+    telemetry.start()
+    telemetry.stop()
+    assert ("open to other machines" in caplog.text) is said
+
+
 def test_without_readers_nothing_is_opened() -> None:
     telemetry = Telemetry(TelemetrySettings())
     telemetry.open()

@@ -163,6 +163,7 @@ class Fault:
         long_seconds: in a long run; 0: as long as in a short one.
         expected: what becomes of the calls.
         queue: whether the Collector has its queue.
+        chance: whether nothing may be lost, too.
     """
 
     name: str
@@ -172,6 +173,11 @@ class Fault:
     long_seconds: float = 0.0
     expected: Verdict = "keeps"
     queue: bool = True
+    chance: bool = False
+
+    def allows(self, verdict: str) -> bool:
+        """Whether it may come out so."""
+        return verdict == self.expected or (self.chance and verdict == "keeps")
 
 
 def run_fault(fault: Fault, folder: Path, seconds: float) -> Outcome:

@@ -24,7 +24,7 @@ def _cell(outcome: Outcome) -> str:
     text = f"{outcome.recorded:,} of {outcome.acknowledged:,}"
     if outcome.named:
         text += f", {outcome.named:,} named by `otel-audit gaps`"
-    happened = [f"{outcome.kills} kills"] * bool(outcome.kills)
+    happened = [f"{outcome.kills} kill{'s' * (outcome.kills > 1)}"] * bool(outcome.kills)
     happened += [f"{outcome.attempts:,} attempts failed"] * bool(outcome.attempts)
     text += f" ({', '.join(happened)})" if happened else ""
     return f"{outcome.verdict}: {text}" if outcome.verdict == "keeps" else f"**{outcome.verdict}**: {text}"
@@ -35,7 +35,7 @@ def render(outcomes: Mapping[Key, Outcome], page: str) -> str:
     for group, faults in GROUPS.items():
         rows = "".join(f"| {fault.name} | {_cell(outcomes[group, fault.name])} |\n" for fault in faults)
         table = f"| what happens | app → Collector → otel-audit |\n|---|---|\n{rows}"
-        head = re.search(rf"## {group}\n(?:[^|#][^\n]*\n|\n)*", page)
+        head = re.search(rf"## {group}\n(?:[^|#\n][^\n]*\n|\n)*", page)
         assert head, f"{PATH.name} has no section {group!r}"
         rest = re.sub(r"^(?:\|[^\n]*\n)*\n*", "", page[head.end() :])
         page = f"{page[: head.end()].rstrip()}\n\n{table}\n{rest}"

@@ -75,9 +75,30 @@ GROUPS: dict[str, list[Fault]] = {
             2,
         ),
         Fault("the Collector's queue full", queue_full, _roomy_queue_disk, long_seconds=3),
-        Fault("the Collector's disk filled by others", queue_disk_full, _queue_disk, long_seconds=5),
-        Fault("the same while otel-audit is away", queue_disk_full_away, _queue_disk, long_seconds=5),
-        Fault("the Collector killed, and started on a full disk", full_restart, _queue_disk, 4, expected="tells"),
+        Fault(
+            "the Collector's disk filled by others",
+            queue_disk_full,
+            _queue_disk,
+            long_seconds=5,
+            expected="tells",
+            chance=True,
+        ),
+        Fault(
+            "the same while otel-audit is away",
+            queue_disk_full_away,
+            _queue_disk,
+            long_seconds=5,
+            expected="tells",
+            chance=True,
+        ),
+        Fault(
+            "the Collector killed, and started on a full disk",
+            full_restart,
+            _queue_disk,
+            long_seconds=4,
+            expected="tells",
+            chance=True,
+        ),
         Fault("the same, without its queue", full_restart, _queue_disk, long_seconds=4, queue=False),
         Fault(
             "slow disk under the log", slow_disk("service_brake"), lambda _: Setup(service_brake=True, attempt_s=2), 3
@@ -103,7 +124,14 @@ GROUPS: dict[str, list[Fault]] = {
     "An audited application": [
         Fault("otel-audit, Collector and both killed in turn", app_kills, seconds=3, long_seconds=30),
         Fault("the network between app and Collector", app_cut, lambda _: Setup(app_wired=True), long_seconds=10),
-        Fault("the Collector's disk filled while otel-audit is away", app_queue_disk_full, _queue_disk, long_seconds=5),
+        Fault(
+            "the Collector's disk filled while otel-audit is away",
+            app_queue_disk_full,
+            _queue_disk,
+            long_seconds=5,
+            expected="tells",
+            chance=True,
+        ),
         Fault(
             "Collector killed, and again while it starts",
             app_kill_as_it_starts,

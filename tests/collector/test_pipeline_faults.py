@@ -53,12 +53,13 @@ def _cases() -> Iterator[object]:
 def test_a_fault(group: str, name: str, seconds: float, outcome_of: Outcomes) -> None:
     outcome = outcome_of((group, name), seconds)
     assert outcome.acknowledged > 100, outcome
-    assert outcome.verdict == CELLS[group, name].expected, outcome
+    assert CELLS[group, name].allows(outcome.verdict), outcome
 
 
 def test_the_document_states_every_fault_as_it_is_tested() -> None:
-    page = PATH.read_text()
-    assert written(page) == {key: fault.expected for key, fault in CELLS.items()}
+    verdicts = written(PATH.read_text())
+    assert verdicts.keys() == CELLS.keys()
+    assert [key for key, verdict in verdicts.items() if not CELLS[key].allows(verdict)] == []
 
 
 def test_tables_are_made_anew_and_what_stands_between_them_stays() -> None:

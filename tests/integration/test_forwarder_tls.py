@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from otel_audit._forwarder_send import Answer, Fate, OtlpLogsSettings, connect
-from tests.integration.test_capture_tls import Authority
+from tests.certificates import Authority
 from tests.logs_support import log_record, logs_request
 
 PROTOCOLS = ["grpc", "http/protobuf"]
@@ -22,7 +22,8 @@ BODY: bytes = logs_request(log_record({"audit.action": "merge"})).SerializeToStr
 
 @contextmanager
 def grpc_receiver(authority: Authority, *, mutual: bool) -> Iterator[str]:
-    key, certificate = authority.issue("receiver")
+    issued = authority.issue("receiver")
+    key, certificate = issued.key, issued.certificate
     credentials = grpc.ssl_server_credentials(
         [(key.read_bytes(), certificate.read_bytes())], authority.file.read_bytes() if mutual else None, mutual
     )
@@ -54,7 +55,8 @@ class _Quiet(ThreadingHTTPServer):
 
 @contextmanager
 def http_receiver(authority: Authority, *, mutual: bool) -> Iterator[str]:
-    key, certificate = authority.issue("receiver")
+    issued = authority.issue("receiver")
+    key, certificate = issued.key, issued.certificate
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     if mutual:
@@ -106,7 +108,8 @@ def test_any_other_server_is_not_and_nothing_is_given_up(protocol: str, authorit
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_server_that_wants_a_certificate_gets_it(protocol: str, authority: Authority) -> None:
-    key, certificate = authority.issue("forwarder")
+    issued = authority.issue("forwarder")
+    key, certificate = issued.key, issued.certificate
     trusted: dict[str, Any] = {"ca_file": str(authority.file)}
     with receiver(protocol, authority, mutual=True) as endpoint:
         own = {**trusted, "key_file": str(key), "cert_file": str(certificate)}

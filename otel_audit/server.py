@@ -119,7 +119,7 @@ class Server:
         due_s = time.monotonic() + grace_s
         ended = _within(grace_s + _CLOSE_S, "otel-audit-stop", lambda: self._receiver.stop(grace_s))
         if self._forwarder:
-            self._forwarder.stop(max(due_s - time.monotonic(), 1.0))
+            self._forwarder.stop()
         closed = self.log.close(max(due_s - time.monotonic(), _CLOSE_S))
         self._watch.stop(max(due_s - time.monotonic(), 0.0) if closed else 0.0)
         self._health.stop()

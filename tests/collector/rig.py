@@ -118,6 +118,7 @@ class Pipeline:
     def collector_environment(self) -> dict[str, str]:
         """What the `${env:...}` of its file stand for."""
         return {
+            "AUDIT_QUEUE": "true" if self.setup.queue else "false",
             "AUDIT_QUEUE_DIR": str(self.queue_directory),
             "AUDIT_QUEUE_BYTES": str(self.setup.queue_bytes),
             "AUDIT_HEALTH_ENDPOINT": f"127.0.0.1:{self._health_port}",
@@ -132,8 +133,6 @@ class Pipeline:
         """The file that users run, and one with what a test has otherwise."""
         exporter: dict[str, Any] = {"retry_on_failure": {"initial_interval": "100ms", "max_interval": "1s"}}
         exporter["timeout"] = f"{self.setup.attempt_s:g}s"
-        if not self.setup.queue:
-            exporter["sending_queue"] = {"enabled": False}
         override: dict[str, Any] = {"exporters": {EXPORTER: exporter}}
         path = self.folder / "override.yaml"
         path.write_text(yaml.safe_dump(override))

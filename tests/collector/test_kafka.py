@@ -126,6 +126,7 @@ def test_nothing_is_lost_while_the_log_is_away(chain: Chain) -> None:
     chain.check()
 
 
+@pytest.mark.long
 def test_nothing_is_lost_when_the_broker_is_killed(chain: Chain) -> None:
     chain.start_log()
     chain.start_collector()
@@ -148,6 +149,7 @@ def test_nothing_is_lost_when_the_broker_and_the_collector_are_killed(chain: Cha
     chain.check()
 
 
+@pytest.mark.long
 def test_nothing_is_lost_when_the_collector_is_killed_between_kafka_and_the_log(chain: Chain) -> None:
     """What was fetched and not acknowledged is fetched again: there is no queue in memory on that way."""
     first = chain.start_collector()

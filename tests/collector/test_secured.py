@@ -104,7 +104,7 @@ def test_a_collector_delivers_over_tls_with_its_token(exporter: str, tmp_path: P
         assert "Dropping data" not in collector.said()
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("exporter", ["otlp_grpc", pytest.param("otlp_http", marks=pytest.mark.long)])
 def test_nothing_is_lost_while_a_token_is_not_known(exporter: str, tmp_path: Path) -> None:
     with pipeline(tmp_path, exporter) as (collector, service, address, senders, token):
         send(address, 0, 5)

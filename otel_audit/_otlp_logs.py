@@ -36,6 +36,8 @@ _FIELDS_MAX: Final = 2 * ATTRIBUTES_MAX
 _PROBLEM: Final = re.compile(r"[a-z_]{1,40}(?::[a-z_.]{1,40})?")
 _PROBLEMS_MAX: Final = 100
 _EVENT: Final = names.EVENT_RECORD.encode()
+_EMPTY: Final = "a log record has no time, severity, event name or attributes; spans go to /v1/traces or TraceService"
+"""The messages of both look alike on the wire, but that a span read as a log record has none of these."""
 _SPAN: Final = struct.Struct("<2s16s2s8s2sBBBQBQ")
 _SPECIAL: Final = {
     key.encode(): key
@@ -78,6 +80,10 @@ def _translated(request: Request) -> Request:
                     made.quarantine.append(Quarantined("oversize", detail, request.payload(index), request.kind))
                     continue
                 span, notes = _span_of(raw, part.resource)
+            except _NoLogRecordError:
+                entry = Quarantined("log_record_undecodable", _EMPTY, request.payload(index), request.kind)
+                made.quarantine.append(entry)
+                continue
             except (wire.ProtobufError, wire.WireError):
                 detail = "the log record is not a protobuf message"
                 entry = Quarantined("log_record_undecodable", detail, request.payload(index), request.kind)
@@ -94,6 +100,10 @@ def _translated(request: Request) -> Request:
 
 
 # --- one log record -------------------------------------------------------------------------------------------------------
+class _NoLogRecordError(Exception):
+    """It has nothing of a log record."""
+
+
 @dataclass(slots=True)
 class _Said:
     """What a log record's attributes say that a span's do not."""
@@ -109,6 +119,8 @@ class _Said:
 def _span_of(raw: bytes, resource: bytes) -> tuple[bytes, Notes | None]:
     """The span that says what a log record says, and what is to be said about it; raises `ProtobufError`."""
     record = wire.parse_log_record(raw)
+    if not (record.time or record.observed or record.severity_number or record.event_name or record.attributes):
+        raise _NoLogRecordError
     said = _Said()
     attributes: list[bytes] = []
     for attribute in record.attributes:

@@ -51,6 +51,8 @@ ATTRIBUTES_MAX: Final = 8192
 """Attributes read of a huge span, and as many `audit.*` ones; if it has more, it goes to quarantine as well."""
 _FIELDS_MAX: Final = 200_000
 _HEAD_BYTES: Final = 64
+_NOT_HERE: Final = "log records go to /v1/logs or LogsService"
+"""The messages of both look alike on the wire, but that a log record read as a span has nothing at its head."""
 MEMBERS_MAX: Final = 8192
 """Characters of `audit.*` attributes that a resource may add to each record of its spans."""
 _AUDIT_START: Final = names.AUDIT_PREFIX.encode()
@@ -453,8 +455,14 @@ class Spans:
             return rows
         actions = self.columns[Slot.ACTION]
         keep = ~others
+        nobodys = (
+            others & (self.heads.starts == 0) & ~self.heads.trace_ids.any(axis=1) & ~self.heads.span_ids.any(axis=1)
+        )
         for index in np.flatnonzero(others).tolist():
             if index in self._refused:
+                continue
+            if nobodys[index]:
+                self._refuse(index, "span_undecodable", f"the span has no ids and no start; {_NOT_HERE}")
                 continue
             if actions is not None and actions[index] is not None:
                 keep[index] = True

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from otel_audit.errors import DecodeError, TooLargeError
 from otel_audit.otlp import Decoder, DecodeSettings
 from otel_audit.record import parse_time
 from tests.logs_support import decode_logs, log_record, logs_request, logs_to_json, record_of
-from tests.otlp_support import SPAN, START_NS, TRACE, check, rows
+from tests.otlp_support import SPAN, START_NS, TRACE, backwards, check, encoded, request, rows, span
 
 
 def attributes_of(record: dict[str, Any]) -> dict[str, Any]:
@@ -300,3 +301,26 @@ def test_an_attribute_that_cannot_be_read_is_named_and_the_whole_is_kept() -> No
     (record,) = rows(decoded)
     assert (record["action"], attributes_of(record)) == ("read", {"otel_audit.problems": ["undecodable:attributes"]})
     assert [(q.reason, q.payload, q.recorded) for q in decoded.quarantine] == [("undecodable", raw, True)]
+
+
+# --- sent to the wrong place --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("write", [encoded, backwards])
+def test_log_records_sent_as_spans_and_spans_sent_as_log_records_are_kept_in_quarantine_and_never_skipped(
+    write: Callable[[Any], bytes],
+) -> None:
+    spans = write(request(span({"audit.action": "merge"}), span({"a": "b"}, kind=1), span({"http.method": "GET"})))
+    logs = write(logs_request(log_record({"audit.action": "merge"}), log_record(body="a line", event_name="")))
+    for found, where in ((Decoder().decode(logs), "/v1/logs"), (Decoder().decode_logs(spans), "/v1/traces")):
+        assert (check(found).records.num_rows, found.skipped, len(found.quarantine)) == (0, 0, found.spans)
+        assert all(f"go to {where}" in q.detail for q in found.quarantine)
+
+
+def test_what_went_astray_among_others_is_in_quarantine() -> None:
+    astray_span, astray_log = span({"audit.action": "merge"}), log_record({"audit.action": "merge"})
+    mixed = request(span(), span(kind=1)).SerializeToString() + logs_request(astray_log).SerializeToString()
+    found = check(Decoder().decode(mixed))
+    assert (found.records.num_rows, found.skipped, [q.reason for q in found.quarantine]) == (1, 1, ["span_undecodable"])
+    mixed = logs_request(log_record()).SerializeToString() + request(astray_span).SerializeToString()
+    found = check(Decoder().decode_logs(mixed))
+    assert (found.records.num_rows, [q.reason for q in found.quarantine]) == (1, ["log_record_undecodable"])
+    assert found.quarantine[0].payload == astray_span.SerializeToString()

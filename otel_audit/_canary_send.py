@@ -1,5 +1,6 @@
 """Sending OTLP requests to an endpoint, over gRPC or HTTP, again and again until they are taken."""
 
+import http.client
 import ssl
 import time
 import urllib.error
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
+from google.protobuf.message import DecodeError as ProtobufError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from otel_audit.errors import ConfigError, UnavailableError, UsageError
@@ -118,7 +120,10 @@ def send(sender: Sender, target: Target, body: bytes, due_s: float) -> None:
 
 
 def _check_answer(data: bytes) -> None:
-    answer = ExportTraceServiceResponse.FromString(data)
+    try:
+        answer = ExportTraceServiceResponse.FromString(data)
+    except ProtobufError as e:
+        raise Refused(f"the answer is not OTLP: {data[:60]!r}", again=False) from e
     rejected = answer.partial_success.rejected_spans
     if rejected:
         raise Refused(f"{rejected} spans rejected: {answer.partial_success.error_message}", again=False)
@@ -180,6 +185,8 @@ class _Http:
                 raise Refused(f"HTTP {e.code} {e.reason}", again=e.code in _RETRIED_HTTP) from e
         except (OSError, urllib.error.URLError) as e:
             raise Refused(str(e), again=True) from e
+        except http.client.HTTPException as e:
+            raise Refused(f"the answer is not HTTP: {e!r}", again=False) from e
         _check_answer(data)
 
     def close(self) -> None:

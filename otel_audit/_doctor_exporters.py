@@ -7,7 +7,7 @@ Source: `exporterhelper` (QueueBatchConfig), `configretry`, `otlpexporter`, `otl
 import os
 from typing import Final
 
-from otel_audit._doctor_model import Collector, Ref, deepest, seconds, truth, type_of
+from otel_audit._doctor_model import SIGNALS, Collector, Ref, deepest, seconds, truth, type_of
 from otel_audit._doctor_rules import Report
 from otel_audit._doctor_wire import check_client, check_kafka_client
 from otel_audit._yaml_file import Node
@@ -38,6 +38,8 @@ def check_exporter(report: Report, collector: Collector, ref: Ref) -> None:
         kind = "grpc" if ref.type in GRPC else "http"
         check_client(report, settings, ref.id)
         _compression(report, settings, ref.id)
+        if kind == "http":
+            _path(report, settings, ref.id)
     elif ref.type in KAFKA:
         kind = "kafka"
         _kafka(report, settings, ref.id)
@@ -55,6 +57,18 @@ def _compression(report: Report, settings: Node, name: str) -> None:
     node = settings.at("compression")
     if node is not None and node.value is not None and str(node.value).lower() in ("none", ""):
         report.add("no-compression", node, name)
+
+
+def _path(report: Report, settings: Node, name: str) -> None:
+    """`endpoint` gets `/v1/<signal>` behind it; `<signal>_endpoint` is taken as it is."""
+    for key in ("endpoint", *(f"{signal}_endpoint" for signal in SIGNALS)):
+        node = settings.at(key)
+        if node is None or not isinstance(node.value, str) or not node.value:
+            continue
+        path = node.value.partition("?")[0].partition("//")[2].partition("/")[2].rstrip("/")
+        ends = [path == f"v1/{signal}" or path.endswith(f"/v1/{signal}") for signal in SIGNALS]
+        if any(ends) if key == "endpoint" else not ends[SIGNALS.index(key.partition("_")[0])]:
+            report.add("endpoint-path", node, name, f"{key}: {node.value}")
 
 
 def _timeout(report: Report, settings: Node, name: str, default_s: float) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from otel_audit._doctor_exporters import GRPC, HTTP
+from otel_audit._doctor_exporters import GRPC, HTTP, LOAD_BALANCING
 from otel_audit._doctor_model import Collector, Pipeline, Ref, deepest
 from otel_audit._doctor_rules import Report
 from otel_audit._yaml_file import Node
@@ -13,6 +13,8 @@ __all__ = ["Examined", "check_hops"]
 _MIB: Final = 1024 * 1024
 _LOG_BYTES: Final = 64 * _MIB
 """Of a request to the log, by default; the same for gRPC and HTTP."""
+_LOG_COMPRESSIONS: Final = {"grpc": ("", "none", "gzip"), "http": ("", "none", "gzip", "deflate")}
+"""What the log decompresses; a Collector in its place takes the others as well."""
 _GRPC_KEY: Final = "max_recv_msg_size_mib"
 _HTTP_KEY: Final = "max_request_body_size"
 
@@ -32,7 +34,9 @@ class _Limit(NamedTuple):
 
 
 def check_hops(report: Report, chain: Sequence[Examined]) -> None:
-    """Judge the sizes of requests from each Collector to the next, and from the last to the log."""
+    """Judge the sizes of requests from each Collector to the next, and their compression and sizes from the last to the log."""
+    for name in chain[-1].exporters if chain else ():
+        _check_compression(report, chain[-1].collector.components["exporters"][name], name)
     for number, one in enumerate(chain):
         following = chain[number + 1] if number + 1 < len(chain) else None
         taken = [limit for kind in ("grpc", "http") for limit in _limits(one, kind)]
@@ -47,6 +51,17 @@ def check_hops(report: Report, chain: Sequence[Examined]) -> None:
                 where = "the next Collector" if following is not None else "the log"
                 detail = f"it takes {largest.size / _MIB:g} MiB, {where} takes {room / _MIB:g} MiB"
                 report.add("limit-shrinks", largest.node, largest.receiver, detail)
+
+
+def _check_compression(report: Report, settings: Node, name: str) -> None:
+    kind = _kind(name)
+    if name.partition("/")[0] in LOAD_BALANCING:
+        kind, settings = "grpc", settings.at("protocol", "otlp") or settings
+    node = settings.at("compression")
+    if kind is None or node is None or node.value is None:
+        return
+    if str(node.value).lower() not in _LOG_COMPRESSIONS[kind]:
+        report.add("compression-refused", node, name, f"compression {node.value}")
 
 
 def _kind(exporter: str) -> str | None:

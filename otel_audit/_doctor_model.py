@@ -143,7 +143,7 @@ def load_collector(files: Sequence[str]) -> Collector:
     unresolved: list[tuple[Node, str]] = []
     root: Node | None = None
     for file in files:
-        node = _resolved(load_yaml(file, unset=empty), unresolved)
+        node = _resolved(_configuration(load_yaml(file, unset=empty)), unresolved)
         if node.value is not None and not isinstance(node.value, dict):
             raise ConfigError("read configuration", node.place, "it is not the configuration of a Collector")
         root = node if root is None or root.value is None else merge(root, node)
@@ -170,6 +170,14 @@ def _refs(node: Node | None) -> tuple[Ref, ...]:
         return ()
     items = node.items or ([node] if isinstance(node.value, str) and node.value else [])
     return tuple(Ref(str(item.value).strip(), item) for item in items)
+
+
+def _configuration(node: Node) -> Node:
+    """The configuration in a file: all of it, or what is below `spec.config` of a Collector of the Kubernetes Operator."""
+    kind, config = node.at("kind"), node.at("spec", "config")
+    if kind is None or kind.value != "OpenTelemetryCollector" or config is None:
+        return node
+    return parse_yaml(config.value, config.file) if isinstance(config.value, str) else config
 
 
 def _resolved(node: Node, unresolved: list[tuple[Node, str]], depth: int = 0) -> Node:

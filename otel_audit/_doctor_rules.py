@@ -416,6 +416,17 @@ RULES: Final[dict[str, Rule]] = {
         "let limits grow on the way to the log (its own is 64 MiB: receivers.otlp.protocols.grpc.max_recv_msg_size_mib), or bound "
         "what is sent: sending_queue: {batch: {sizer: bytes, max_size: 4000000, flush_timeout: 200ms}}",
     ),
+    "compression-refused": Rule(
+        "error",
+        "the log takes gzip, or deflate over HTTP; it refuses every request of another compression for good, and the Collector drops "
+        "them all",
+        "exporters:\n  NAME:\n    compression: gzip   # or name the Collector that follows with --next: it takes the others",
+    ),
+    "endpoint-path": Rule(
+        "error",
+        "OTLP over HTTP goes to /v1/traces and /v1/logs; any other path is answered with 404, and the Collector drops every request",
+        "exporters:\n  NAME:\n    endpoint: https://otel-audit:4318   # the Collector puts /v1/traces behind it",
+    ),
     "receiver-udp": Rule("error", "UDP loses packets without anyone knowing", "receive OTLP"),
     "kafka-marks-early": Rule(
         "error",

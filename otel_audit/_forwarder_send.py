@@ -274,6 +274,10 @@ class _Http:
             raise http.client.IncompleteRead(content, response.length)
         if not response.isclosed():
             self.close()  # the rest of an answer that long is not waited for
+        if 200 <= response.status < 300 and response.headers.get_content_type() == "text/html":
+            return Answer(
+                Fate.MISCONFIGURED, f"HTTP {response.status} with a page of HTML: no OTLP endpoint answers so"
+            )
         return self._answer(response.status, response.headers.get("Retry-After"), content)
 
     def _connect(self) -> http.client.HTTPConnection:

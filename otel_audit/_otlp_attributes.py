@@ -411,7 +411,7 @@ _NO_NOTES: Final = _NoNotes()
 def _key_first(raw: bytes) -> bytes:
     """An attribute of the plain form with its key before its value: Collectors write every message from its end."""
     at = raw[1] + 2  # after the value
-    if raw[0] == 0x12 and raw[at] == 0x0A and raw[at + 1] == len(raw) - at - 2:
+    if raw[0] == 0x12 and raw[1] < 0x80 and raw[at] == 0x0A and raw[at + 1] == len(raw) - at - 2:
         return raw[at:] + raw[:at]
     return raw
 

@@ -429,7 +429,9 @@ class Spans:
                 if number != 9:
                     kept.append(raw[tag_at:end])
                     continue
-                ours = raw.startswith(_AUDIT_START, start + 2)
+                ours = raw.startswith(_AUDIT_START, start + 2) or (
+                    raw.startswith(b"\x12", start) and _is_ours(raw[start:end])
+                )
                 seen[ours] += 1
                 if seen[ours] <= ATTRIBUTES_MAX:
                     kept.append(raw[tag_at:end])
@@ -474,6 +476,15 @@ class Spans:
         kept: npt.NDArray[np.int64] = rows[keep]
         self.heads.keep(kept)
         return kept
+
+
+def _is_ours(attribute: bytes) -> bool:
+    """Whether an attribute that begins with its value, as Collectors write it, is one of `audit.*`."""
+    try:
+        key: bytes = wire.parse_key_value(attribute).key
+    except wire.ProtobufError:
+        return False
+    return key.startswith(_AUDIT_START)
 
 
 def _has_exception(raw: bytes) -> bool:

@@ -37,7 +37,7 @@ class StoredKeys:
         for tail in journals(self._directory / "journal"):
             if tail.first_seq <= last_seq:
                 with contextlib.suppress(FileNotFoundError):
-                    yield from self._journal(tail)
+                    yield from self._journal(tail, last_seq)
         self._lake.sealed_seq(self._log)
         for segment in self._lake.segments():
             if segment.first_seq <= last_seq and segment.last_seq >= first_seq:
@@ -55,9 +55,9 @@ class StoredKeys:
                 self._segments.popitem(last=False)
         return self._segments[segment.path]
 
-    def _journal(self, found: JournalTail) -> list[Keys]:
+    def _journal(self, found: JournalTail, last_seq: int) -> list[Keys]:
         tail, keys = self._tails.setdefault(found.path, (found, []))
-        tail.refresh()
+        tail.refresh(last_seq)
         keys += [keys_of(b) for b in tail.batches]
         tail.batches.clear()
         while len(self._tails) > _KEPT:

@@ -135,7 +135,12 @@ class _Reader:
             return Node(dict(self._pairs(node)), self._file, line)
         if isinstance(node, yaml.SequenceNode):
             return Node([self._below(n, n.start_mark.line + 1) for n in node.value], self._file, line)
-        value = self._loader.construct_object(node)
+        try:
+            value = self._loader.construct_object(node)
+        except (ValueError, AttributeError) as e:
+            what = node.tag.rpartition(":")[2]
+            reason = f"{str(node.value)[:40]!r} has the look of a value of type {what}, and is none"
+            raise ConfigError(_OPERATION, f"{self._file}:{line}", reason, "quote it if it is text") from e
         return (
             self._expanded(Node(value, self._file, line)) if isinstance(value, str) else Node(value, self._file, line)
         )

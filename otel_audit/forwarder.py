@@ -220,12 +220,14 @@ class Forwarder:
                 waiting.append(part)
             else:
                 refusals.append(_Refusal(part[0].seq, part[0].seq, 1, answer.reason))
-                suspects += answer.fate is Fate.REFUSED
-            if not waiting and suspects and not accepted and not self._takes_others(records):
-                # Perhaps it would refuse any record: then it is the destination that is wrong, and not the records.
-                self._doubtful = True
-                self._wait(self._doubt(answer))
-                waiting, refusals, suspects = [records], [], 0
+                suspects += 1
+            if not waiting and suspects and not accepted:
+                takes_others = self._takes_others(records)
+                if self._doubtful or not takes_others:
+                    # Perhaps it would refuse any record: then it is the destination that is wrong, and not the records.
+                    self._doubtful, self._bytes_max = not takes_others, _BYTES_MAX
+                    self._wait(self._doubt(answer))
+                    waiting, refusals, suspects = [records], [], 0
         self._note(refusals)
         self._failures, self._error, self._doubtful = 0, "", False
 

@@ -247,6 +247,22 @@ def test_a_destination_that_refuses_everything_loses_nothing(log: AuditLog) -> N
     assert refused(log.directory) == []
 
 
+def test_a_destination_that_calls_everything_too_large_loses_nothing(log: AuditLog) -> None:
+    log.append(decoded(25, 1))
+    to = Destination(lambda _: Answer(Fate.TOO_LARGE, "HTTP 413"))
+    made = forwarder(log, to)
+    made.start()
+    to.wait_for_requests(100)
+    assert (cursor(log.directory), refused(log.directory)) == (1, [])
+    to.decide = lambda _: SENT
+    wait_for(lambda: cursor(log.directory) == 26, "cursor")
+    log.append(decoded(50, 2))
+    wait_for(lambda: cursor(log.directory) == 76, "cursor")
+    made.stop()
+    assert (set(to.taken), refused(log.directory)) == (set(range(1, 76)), [])
+    assert max(len(seqs) for seqs, _ in to.requests[-10:]) > 5, "the size of requests recovers"
+
+
 def test_a_batch_that_is_refused_as_a_whole_is_passed_over_if_the_newest_record_is_taken(log: AuditLog) -> None:
     log.append(decoded(30, 1))
     to = Destination(lambda seqs: SENT if min(seqs) > 20 else REFUSED)  # as a backend that takes no old entries

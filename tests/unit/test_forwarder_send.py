@@ -101,6 +101,13 @@ def over_http(server: HttpServer, **more: Any) -> Transport:
     return opened(replace(OtlpLogsSettings(endpoint=server.url, protocol="http/protobuf", compression="none"), **more))
 
 
+def test_a_page_of_html_is_no_acknowledgement(server: HttpServer) -> None:
+    server.headers, server.content = {"Content-Type": "text/html; charset=utf-8"}, b"<p>please log in"
+    answer = over_http(server).send(BODY)
+    assert answer.fate is Fate.MISCONFIGURED
+    assert "HTML" in answer.reason
+
+
 @pytest.mark.parametrize(
     ("status", "fate"),
     [

@@ -504,3 +504,16 @@ def test_what_one_span_lacks_and_the_next_has_twice_does_not_move_over(
     alone = Decoder().decode(body)
     assert rows(found) == rows(alone)
     assert [(q.reason, q.payload) for q in found.quarantine] == [(q.reason, q.payload) for q in alone.quarantine]
+
+
+@pytest.mark.parametrize("size", [124, 125, 127, 128, 130, 200, 252, 260])
+@pytest.mark.parametrize("end", ["\n", "x"])
+def test_an_attribute_of_any_length_is_the_same_written_from_its_end(size: int, end: str) -> None:
+    message = request(span({"audit.why": "x" * size + end, "http.body": "y" * size + end}))
+    assert rows(Decoder().decode(backwards(message))) == rows(Decoder().decode(encoded(message)))
+
+
+def test_a_huge_span_keeps_what_is_ours_also_when_written_from_its_end() -> None:
+    attributes = {f"other.{n}": "x" * 120 for n in range(9_000)} | {"audit.client.id": "c1", "audit.note": "n"}
+    (found,) = rows(Decoder().decode(backwards(request(span(attributes)))))
+    assert (found["client_id"], json.loads(found["attributes"])["audit.note"]) == ("c1", "n")

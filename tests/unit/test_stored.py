@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from otel_audit import _stored as stored_module
 from otel_audit._stored import StoredKeys
 from otel_audit.auditlog import AuditLog, LogSettings
 from otel_audit.dedupe import keys_of
+from otel_audit.errors import UnavailableError
 from otel_audit.journal import journals
 from tests.support import batch, decoded
 
@@ -48,3 +50,26 @@ def test_a_journal_sealed_while_it_is_looked_for_is_found_in_the_lake(
 
         monkeypatch.setattr(stored_module, "journals", sealed_first)
         assert found(stored, 1, 100) == wanted(1)
+
+
+def test_a_copy_of_an_old_record_is_recognised_after_a_sync_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, broken = os.fdatasync, [False]
+
+    def sync(fd: int) -> None:
+        if broken[0]:
+            raise OSError(5, "Input/output error")
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
+    with AuditLog.open(tmp_path, SETTINGS) as log:
+        log.append(decoded(20, 1))
+        stored = StoredKeys(tmp_path, "audit")
+        broken[0] = True
+        with pytest.raises(UnavailableError):
+            log.append(decoded(100, 2))
+        broken[0] = False
+        assert {k.tobytes() for piece in stored(1, 20) for k in piece} == {k.tobytes() for k in keys_of(batch(20, 1))}
+        log.append(decoded(30, 3))
+        assert {k.tobytes() for piece in stored(1, 50) for k in piece} >= {k.tobytes() for k in keys_of(batch(30, 3))}

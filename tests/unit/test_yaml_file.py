@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,8 @@ def test_a_text_that_looks_like_a_number_arrives_as_both(monkeypatch: pytest.Mon
 def test_an_empty_file_is_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("# only a comment\n")
     assert load_yaml(tmp_path / "a.yaml").value is None
+
+
+@pytest.mark.parametrize("value", ["2001-99-01", "!!int foo", "!!timestamp 'foo'", "!!float x"])
+def test_a_value_that_is_not_what_it_looks_like_is_refused_with_its_line(value: str) -> None:
+    assert re.search(r"a\.yaml:2: .*quote it if it is text", refused(f"x: 1\na: {value}\n"))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -36,6 +37,14 @@ def test_later_files_win_and_findings_name_the_file_they_stand_in(tmp_path: Path
     (only,) = examine([[base, over]])
     assert (only.rule, only.file, only.line) == ("retry-ends", over, 4)
     assert examine([[over, base]]) == []
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_the_configuration_in_a_collector_of_the_operator_is_judged(tmp_path: Path, *, as_text: bool) -> None:
+    text = GOOD.replace("fsync: true", "fsync: false")
+    below = f"config: |\n{indent(text, '    ')}" if as_text else f"config:\n{indent(text, '    ')}"
+    path = written(tmp_path, f"apiVersion: opentelemetry.io/v1beta1\nkind: OpenTelemetryCollector\nspec:\n  {below}")
+    assert rules(examine([[path]])) == ["storage-no-fsync"]
 
 
 def test_environment_variables_are_put_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

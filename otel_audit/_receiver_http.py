@@ -146,9 +146,12 @@ class _App:
         text = "".join(f"{' '.join(reason.split())}\n" for reason in reasons)
         return PlainTextResponse(text.encode(errors="backslashreplace"), 503, self._retry_after())
 
-    async def _http_error(self, _: HttpRequest, error: Exception) -> Response:
+    async def _http_error(self, http: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         answer = Answer(Verdict.INVALID, f"{error.detail}; send OTLP by POST to {' or '.join(PATHS)}")
+        # Senders drop what is answered so: whoever runs the service has to learn of it.
+        about = f"{http.method[:20]} {http.scope['path'][:100]!a} from {_credentials_of(http).address}"
+        self._intake.refuse("path", answer, about=about)
         return self._respond(error.status_code, "json", answer, error.headers)
 
     async def _export(self, http: HttpRequest) -> Response:

@@ -210,9 +210,13 @@ def test_other_media_are_415(headers: dict[str, str], reason: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "code"), [("GET", "/v1/traces", 405), ("PUT", "/v1/traces", 405), ("POST", "/v1/metrics", 404)]
 )
-def test_other_methods_and_paths_are_refused_with_a_status(method: str, path: str, code: int) -> None:
+def test_other_methods_and_paths_are_refused_with_a_status_counted_and_logged(
+    method: str, path: str, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
     with receiver(FakeLog()) as r, client(r) as http:
         response = http.request(method, path)
+        assert r.stats().refused == {"path": 1}
+    assert f"({method} '{path}' from 127.0.0.1:" in caplog.text
     assert response.status_code == code
     assert "/v1/traces" in status(response).message
     assert code != 405 or response.headers["allow"] == "POST"

@@ -175,7 +175,7 @@ class _Export:
             answer = self._intake.refuse("incomplete", Answer(Verdict.INVALID, str(e)))
         except Exception as e:
             # Also what nobody expected: senders drop what is answered with UNKNOWN.
-            answer = self._intake.retry(e)
+            answer = self._intake.fail(e)
         if answer.verdict is not Verdict.ACCEPTED:
             context.abort_with_status(_Status(answer, self._intake.settings.retry_after_s))
         return _RESPONSE

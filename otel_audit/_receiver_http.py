@@ -155,8 +155,11 @@ class _App:
         return self._respond(error.status_code, "json", answer, error.headers)
 
     async def _export(self, http: HttpRequest) -> Response:
+        signal = PATHS.get(http.scope["path"])
+        if signal is None:  # the route lets a line break at the end of a path pass
+            raise HTTPException(404)
         try:
-            return await self._take(http)
+            return await self._take(http, signal)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self.stopping or task is None:
@@ -166,7 +169,7 @@ class _App:
             encoding: Encoding = _known_encoding(http) or "protobuf"
             return self._respond(_CODES[Verdict.RETRY], encoding, answer, {"connection": "close"})
 
-    async def _take(self, http: HttpRequest) -> Response:
+    async def _take(self, http: HttpRequest, signal: Signal) -> Response:
         body = _Body(http)
         encoding: Encoding = _known_encoding(http) or "json"  # also of an answer to a request of an unknown kind
         bounds, headers = (self._settings.max_body_bytes, self._settings.receive_timeout_s), dict[str, str]()
@@ -178,7 +181,6 @@ class _App:
             with self._intake.admit() as permit:
                 limit = visit.limit_bytes(self._settings.max_body_bytes)
                 data = await self._read(http, body, permit, limit)
-                signal = PATHS[http.scope["path"]]
                 request = Request(data, encoding, compression, limit, visit=visit, signal=signal, transport="http")
                 answer = await self._answer(request, permit)
             code = _CODES.get(answer.verdict, 200)
@@ -192,7 +194,7 @@ class _App:
             code, answer = e.code, self._intake.refuse(e.reason, e.answer)
         except Exception as e:
             # Also what nobody expected: senders drop what is answered with 500.
-            answer = self._intake.retry(e)
+            answer = self._intake.fail(e)
             code = _CODES[Verdict.RETRY]
         if not await body.discard(*bounds):
             headers["connection"] = "close"

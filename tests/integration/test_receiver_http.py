@@ -222,6 +222,13 @@ def test_other_methods_and_paths_are_refused_with_a_status_counted_and_logged(
     assert code != 405 or response.headers["allow"] == "POST"
 
 
+def test_a_path_that_ends_with_a_line_break_is_another_path() -> None:
+    with receiver(FakeLog()) as r, client(r) as http:
+        response = http.post("/v1/traces%0A", content=body(), headers=PROTOBUF)
+        assert (response.status_code, r.stats().refused) == (404, {"path": 1})
+        assert http.get("/readyz").status_code == 200
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_over_the_limit_is_413_and_the_sender_gets_to_read_it(chunked: bool) -> None:
     log = FakeLog()

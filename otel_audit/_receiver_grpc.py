@@ -38,6 +38,7 @@ SERVICES: Final[Mapping[Signal, str]] = {
 _log = logging.getLogger("otel_audit.receiver")
 _RESPONSE: Final = b""  # an Export…ServiceResponse without partial_success
 _IDENTITY_DEFLATE_GZIP: Final = 0b111
+_CLOSE_S: Final = 5.0
 _TICK_S: Final = 0.25
 _HANDSHAKE_MS: Final = 10_000
 
@@ -260,7 +261,12 @@ class GrpcServer:
         self._set_health(serving=True)
         self._stopping = threading.Event()
         self._caretaker = threading.Thread(target=self._take_care, name="otlp-grpc-care", daemon=True)
-        host, port = bind(settings.endpoint, self._bind_one)
+        try:
+            host, port = bind(settings.endpoint, self._bind_one)
+        except BaseException:
+            self.begin_stop(0).wait(_CLOSE_S)
+            self.finish_stop()
+            raise
         self.address = join_address(host, port)
 
     def start(self) -> None:
@@ -272,6 +278,10 @@ class GrpcServer:
         """Take no new calls; the event is set when those under way have ended, after `grace_s` at the latest."""
         self._health.enter_graceful_shutdown()
         self._stopping.set()
+        if self._caretaker.ident is None:
+            # It listens since it was bound, and lets go only what it has served.
+            self._server.start()
+            grace_s = 0
         return self._server.stop(grace_s)
 
     def finish_stop(self) -> None:

@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
+from otel_audit import _receiver_bind
 from otel_audit.errors import ConfigError, OverloadedError, UnavailableError
 from otel_audit.otlp import Decoder
 from otel_audit.receiver import AccessSettings, GrpcSettings, IntakeSettings, Receiver
@@ -233,6 +234,49 @@ def test_a_port_is_free_again_after_stop() -> None:
         )
     with receiver(FakeLog(), again), export_to(r.grpc_address) as export:
         export(body(), timeout=10, wait_for_ready=True)
+
+
+def taken(address: str | None) -> bool:
+    """Whether somebody listens there."""
+    assert address
+    host, _, port = address.rpartition(":")
+    with socket.socket() as other:
+        try:
+            other.bind((host, int(port)))
+            other.listen()
+        except OSError:
+            return True
+    return False
+
+
+def test_a_port_is_free_again_after_the_stop_of_what_never_started() -> None:
+    never = Receiver(FakeLog(), Decoder(), settings())
+    assert (taken(never.grpc_address), taken(never.http_address)) == (True, True)
+    never.stop()
+    assert (taken(never.grpc_address), taken(never.http_address)) == (False, False)
+
+
+def test_when_one_address_is_taken_the_others_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings()
+    assert given.grpc
+    monkeypatch.setattr(_receiver_bind, "_addresses", lambda _: ["127.0.0.1", "127.0.0.2"])
+    with socket.socket() as other:
+        other.bind(("127.0.0.2", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        endpoint = f"two.example:{port}"
+        with pytest.raises(ConfigError, match="in use"):
+            Receiver(
+                FakeLog(),
+                Decoder(),
+                replace(
+                    given,
+                    http=None,
+                    grpc=replace(given.grpc, endpoint=endpoint),
+                    access=AccessSettings(allow_insecure=True),
+                ),
+            )
+        assert not taken(f"127.0.0.1:{port}")
 
 
 def test_localhost_is_reached_by_name_and_by_number() -> None:

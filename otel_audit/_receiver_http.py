@@ -33,7 +33,7 @@ from otel_audit._receiver_gate import Credentials, Gate
 from otel_audit._receiver_intake import Compression, Encoding, Intake, Permit, Request, Signal
 from otel_audit._receiver_status import status_of
 from otel_audit._receiver_tls import TlsSettings, certificate_names, http_context, watch
-from otel_audit.errors import LogClosedError, UnavailableError
+from otel_audit.errors import LogClosedError, StorageError, UnavailableError
 
 __all__ = ["PATHS", "HttpServer", "HttpSettings"]
 
@@ -45,6 +45,7 @@ _MEDIA_TYPES: Final[Mapping[Encoding, str]] = {encoding: name for name, encoding
 _COMPRESSIONS: Final[Mapping[str, Compression]] = {"": "", "identity": "", "gzip": "gzip", "deflate": "zlib"}
 _STRANGERS_BYTES: Final = 1 << 20  # of a body that is read and forgotten for somebody who is not known
 _STRANGERS_S: Final = 2.0
+_START_S: Final = 10.0
 _CERTIFICATE: Final = "otel_audit.certificate"
 _RESPONSES: Final[Mapping[Encoding, bytes]] = {"protobuf": b"", "json": b"{}"}  # without partial_success
 _CODES: Final = {Verdict.INVALID: 400, Verdict.TOO_LARGE: 413, Verdict.RETRY: 503, Verdict.UNAUTHENTICATED: 401}
@@ -338,6 +339,14 @@ class _Uvicorn(uvicorn.Server):
         await super().startup(sockets)
         self.accepting.set()
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().serve(sockets)
+        except Exception:
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+            raise
+
 
 class _Loop(asyncio.SelectorEventLoop):
     """A loop whose servers bound the time of a handshake, which uvicorn cannot be told."""
@@ -393,12 +402,23 @@ class HttpServer:
             config.ssl = http_context(self.certificates)
         self._header_timeout_s = settings.header_timeout_s
         self._server = _Uvicorn(config)
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="otlp-http", daemon=True)
 
     def start(self) -> None:
-        """Answer requests from now on."""
+        """Answer requests from now on; raises `StorageError` if it cannot."""
         self._thread.start()
-        self._server.accepting.wait(10)
+        self._server.accepting.wait(_START_S)  # also set when it ends
+        if not self._server.started:
+            reason = repr(self._failure) if self._failure else f"it does not begin within {_START_S:g} s"
+            hint = "check the limits of the process (open files, memory), then start it again"
+            raise StorageError("start OTLP/HTTP on", self.address, reason, hint)
+
+    def faults(self) -> list[str]:
+        """Why nobody answers here, although nobody has stopped it: a sentence; empty if all is well."""
+        started = self._thread.ident is not None
+        dead = started and not self._app.stopping and not self._thread.is_alive()
+        return ["OTLP/HTTP has ended by a fault of its own; restart the service"] if dead else []
 
     def begin_stop(self, grace_s: float) -> None:
         """Take no new connections; requests under way may take `grace_s` more."""
@@ -417,8 +437,12 @@ class HttpServer:
         try:
             with asyncio.Runner(loop_factory=lambda: _Loop(self._header_timeout_s)) as runner:
                 runner.run(self._server.serve(sockets=self._sockets))
-        except Exception:
+        except Exception as e:
+            self._failure = e
             _log.exception("OTLP/HTTP stopped")
+        finally:
+            self._close_sockets()  # or clients would wait in the queue of a socket that nobody looks at
+            self._server.accepting.set()
 
     def _bind_one(self, address: str, port: int) -> int:
         sock = listen(address, port)

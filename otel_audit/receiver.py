@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger("otel_audit.receiver")
+_RELOAD_S: Final = 1.0  # how long a stop waits for files that are being read: a disk may not answer
 _OTLP: Final = "receivers.otlp"
 
 
@@ -125,7 +126,6 @@ class Receiver:
         if self._stopped:
             return
         self._stopped = True
-        self._reloader.stop()
         self._intake.drain()
         if self._http:
             self._http.begin_stop(grace_s)
@@ -135,6 +135,7 @@ class Receiver:
             self._grpc.finish_stop()
         if self._http:
             self._http.finish_stop()
+        self._reloader.stop(_RELOAD_S)
 
     def stats(self) -> ReceiverStats:
         """Counters since start."""

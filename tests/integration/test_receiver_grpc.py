@@ -1,6 +1,7 @@
 import socket
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -10,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from otel_audit import _receiver_bind
+from otel_audit._receiver_reload import Watched
 from otel_audit.errors import ConfigError, OverloadedError, UnavailableError
 from otel_audit.otlp import Decoder
 from otel_audit.receiver import AccessSettings, GrpcSettings, IntakeSettings, Receiver
@@ -320,6 +322,29 @@ def test_stop_waits_for_requests_under_way_and_refuses_new_ones() -> None:
         assert call.result() == b""
         stopping.join(20)
         assert not stopping.is_alive()
+
+
+def test_stop_ends_although_files_that_are_being_read_never_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def hang(_: object) -> None:
+        reading.set()
+        go_on.wait(60)
+
+    access = AccessSettings(senders_file=str(tmp_path / "senders.yaml"), reload_interval_s=0.01)
+    (tmp_path / "senders.yaml").write_text(f"- name: crm\n  token_sha256: {'a' * 64}\n")
+    log = FakeLog()
+    with receiver(log, replace(settings(), access=access)) as r:
+        monkeypatch.setattr(Watched, "poll", hang)
+        assert reading.wait(30)
+        stopping = threading.Thread(target=r.stop)
+        stopping.start()
+        stopping.join(30)
+        ended, reasons = not stopping.is_alive(), r.reasons()
+        go_on.set()
+        assert (ended, reasons) == (True, ["the service is stopping"])
 
 
 def test_stop_ends_although_the_disk_never_answers() -> None:

@@ -60,6 +60,8 @@ class GrpcSettings:
         workers: requests received, decoded or waiting for the disk at a time; more of them wait in the senders' streams.
         receive_timeout_s: how long a sender may take to send one request.
         ping_interval_s: how often a sender may ping to keep its connection open.
+        connections_max: connections at a time and address, counted from their first byte; more are closed at once.
+        idle_timeout_s: how long a connection may stay open without a request; its sender opens another when it needs one.
         tls: certificates; None: no encryption.
     """
 
@@ -68,6 +70,8 @@ class GrpcSettings:
     workers: int = 32
     receive_timeout_s: float = 30.0
     ping_interval_s: float = 10.0
+    connections_max: int = 1000
+    idle_timeout_s: float = 900.0
     tls: TlsSettings | None = None
 
 
@@ -327,4 +331,6 @@ def _options(settings: GrpcSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", ping_ms),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+        ("grpc.max_allowed_incoming_connections", settings.connections_max),
+        ("grpc.max_connection_idle_ms", round(settings.idle_timeout_s * 1000)),
     ]

@@ -7,10 +7,12 @@ Source: OTLP specification 1.10, "OTLP/HTTP".
 
 import asyncio
 import contextlib
+import errno
 import logging
 import math
 import socket
 import threading
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -189,7 +191,7 @@ class _App:
             answer = self._intake.turn_away(e)
             code = _CODES[answer.verdict]
             if e.challenge:
-                headers["www-authenticate"] = e.challenge
+                headers |= {"www-authenticate": e.challenge, "connection": "close"}  # a stranger keeps no place
                 bounds = (_STRANGERS_BYTES, _STRANGERS_S)
         except _Refused as e:
             code, answer = e.code, self._intake.refuse(e.reason, e.answer)
@@ -285,19 +287,56 @@ def _compression_of(http: HttpRequest) -> Compression:
     return compression
 
 
+# --- connections --------------------------------------------------------------------------------------------------------
+class _Places:
+    """How many connections may be open at a time; of one thread.
+
+    Args:
+        most: of them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+class _Connection(socket.socket):
+    """A connection that has a place until it is closed."""
+
+    def __init__(self, accepted: socket.socket, places: _Places) -> None:
+        super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
+        self._places = places
+        places.taken.add(self)
+
+    def close(self) -> None:
+        self._places.taken.discard(self)
+        super().close()
+
+
+class _Listening(socket.socket):
+    """A listening socket with a limit to connections, from their first byte: strangers need not finish a handshake."""
+
+    def __init__(self, listening: socket.socket, places: _Places) -> None:
+        super().__init__(listening.family, listening.type, listening.proto, listening.detach())
+        self._places = places
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        accepted, address = super().accept()
+        if len(self._places.taken) >= self._places.most:
+            accepted.close()  # OTLP senders come again
+            raise ConnectionAbortedError(errno.ECONNABORTED, "too many connections")  # which the loop passes over
+        return _Connection(accepted, self._places), address
+
+
 # --- the server ---------------------------------------------------------------------------------------------------------
 class _Protocol(H11Protocol):
-    """uvicorn's protocol, with a limit to connections and to the time that the head of a request may take."""
+    """uvicorn's protocol, with a limit to the time that the head of a request may take."""
 
     header_timeout_s: float
-    connections_max: int
     _header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.connections_max:
-            transport.abort()  # OTLP senders come again
-            return
         encrypted = transport.get_extra_info("ssl_object")
         if encrypted is not None:
             self.app_state = {**self.app_state, _CERTIFICATE: encrypted.getpeercert()}
@@ -377,13 +416,14 @@ class HttpServer:
         """Whoever polls them keeps them up to date."""
         self._app = _App(intake, gate, settings)
         self._sockets: list[socket.socket] = []
+        self._places = _Places(settings.connections_max)
         try:
             host, port = bind(settings.endpoint, self._bind_one)
         except BaseException:
             self._close_sockets()
             raise
         self.address = join_address(host, port)
-        limits = {"header_timeout_s": settings.header_timeout_s, "connections_max": settings.connections_max}
+        limits = {"header_timeout_s": settings.header_timeout_s}
         config = uvicorn.Config(
             self._app.asgi,
             http=type("_LimitedProtocol", (_Protocol,), limits),
@@ -445,7 +485,7 @@ class HttpServer:
             self._server.accepting.set()
 
     def _bind_one(self, address: str, port: int) -> int:
-        sock = listen(address, port)
+        sock = _Listening(listen(address, port), self._places)
         self._sockets.append(sock)
         return int(sock.getsockname()[1])
 

@@ -86,6 +86,7 @@ _SETTINGS: Final = (
     Setting(f"{_GRPC}.max_recv_msg_size_mib", "receiver.grpc.max_body_bytes", kinds.MEBIBYTES),
     Setting(f"{_GRPC}.read_timeout", "receiver.grpc.receive_timeout_s", kinds.DURATION),
     Setting(f"{_GRPC}.workers", "receiver.grpc.workers", kinds.INTEGER),
+    Setting(f"{_GRPC}.max_connections", "receiver.grpc.connections_max", kinds.INTEGER),
     *_tls(_GRPC, "receiver.grpc"),
     Setting(f"{_HTTP}.endpoint", "receiver.http.endpoint", kinds.ENDPOINT, "http"),
     Setting(f"{_HTTP}.max_request_body_size", "receiver.http.max_body_bytes", kinds.BYTES),

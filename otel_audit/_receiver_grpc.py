@@ -38,6 +38,7 @@ SERVICES: Final[Mapping[Signal, str]] = {
 _log = logging.getLogger("otel_audit.receiver")
 _RESPONSE: Final = b""  # an Export…ServiceResponse without partial_success
 _IDENTITY_DEFLATE_GZIP: Final = 0b111
+_CLOSE_S: Final = 5.0
 _TICK_S: Final = 0.25
 _HANDSHAKE_MS: Final = 10_000
 
@@ -59,6 +60,8 @@ class GrpcSettings:
         workers: requests received, decoded or waiting for the disk at a time; more of them wait in the senders' streams.
         receive_timeout_s: how long a sender may take to send one request.
         ping_interval_s: how often a sender may ping to keep its connection open.
+        connections_max: connections at a time and address, counted from their first byte; more are closed at once.
+        idle_timeout_s: how long a connection may stay open without a request; its sender opens another when it needs one.
         tls: certificates; None: no encryption.
     """
 
@@ -67,6 +70,8 @@ class GrpcSettings:
     workers: int = 32
     receive_timeout_s: float = 30.0
     ping_interval_s: float = 10.0
+    connections_max: int = 1000
+    idle_timeout_s: float = 900.0
     tls: TlsSettings | None = None
 
 
@@ -175,7 +180,7 @@ class _Export:
             answer = self._intake.refuse("incomplete", Answer(Verdict.INVALID, str(e)))
         except Exception as e:
             # Also what nobody expected: senders drop what is answered with UNKNOWN.
-            answer = self._intake.retry(e)
+            answer = self._intake.fail(e)
         if answer.verdict is not Verdict.ACCEPTED:
             context.abort_with_status(_Status(answer, self._intake.settings.retry_after_s))
         return _RESPONSE
@@ -260,7 +265,12 @@ class GrpcServer:
         self._set_health(serving=True)
         self._stopping = threading.Event()
         self._caretaker = threading.Thread(target=self._take_care, name="otlp-grpc-care", daemon=True)
-        host, port = bind(settings.endpoint, self._bind_one)
+        try:
+            host, port = bind(settings.endpoint, self._bind_one)
+        except BaseException:
+            self.begin_stop(0).wait(_CLOSE_S)
+            self.finish_stop()
+            raise
         self.address = join_address(host, port)
 
     def start(self) -> None:
@@ -272,6 +282,10 @@ class GrpcServer:
         """Take no new calls; the event is set when those under way have ended, after `grace_s` at the latest."""
         self._health.enter_graceful_shutdown()
         self._stopping.set()
+        if self._caretaker.ident is None:
+            # It listens since it was bound, and lets go only what it has served.
+            self._server.start()
+            grace_s = 0
         return self._server.stop(grace_s)
 
     def finish_stop(self) -> None:
@@ -317,4 +331,6 @@ def _options(settings: GrpcSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", ping_ms),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+        ("grpc.max_allowed_incoming_connections", settings.connections_max),
+        ("grpc.max_connection_idle_ms", round(settings.idle_timeout_s * 1000)),
     ]

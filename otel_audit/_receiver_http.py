@@ -7,10 +7,12 @@ Source: OTLP specification 1.10, "OTLP/HTTP".
 
 import asyncio
 import contextlib
+import errno
 import logging
 import math
 import socket
 import threading
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ from otel_audit._receiver_gate import Credentials, Gate
 from otel_audit._receiver_intake import Compression, Encoding, Intake, Permit, Request, Signal
 from otel_audit._receiver_status import status_of
 from otel_audit._receiver_tls import TlsSettings, certificate_names, http_context, watch
-from otel_audit.errors import LogClosedError, UnavailableError
+from otel_audit.errors import LogClosedError, StorageError, UnavailableError
 
 __all__ = ["PATHS", "HttpServer", "HttpSettings"]
 
@@ -45,6 +47,7 @@ _MEDIA_TYPES: Final[Mapping[Encoding, str]] = {encoding: name for name, encoding
 _COMPRESSIONS: Final[Mapping[str, Compression]] = {"": "", "identity": "", "gzip": "gzip", "deflate": "zlib"}
 _STRANGERS_BYTES: Final = 1 << 20  # of a body that is read and forgotten for somebody who is not known
 _STRANGERS_S: Final = 2.0
+_START_S: Final = 10.0
 _CERTIFICATE: Final = "otel_audit.certificate"
 _RESPONSES: Final[Mapping[Encoding, bytes]] = {"protobuf": b"", "json": b"{}"}  # without partial_success
 _CODES: Final = {Verdict.INVALID: 400, Verdict.TOO_LARGE: 413, Verdict.RETRY: 503, Verdict.UNAUTHENTICATED: 401}
@@ -146,14 +149,20 @@ class _App:
         text = "".join(f"{' '.join(reason.split())}\n" for reason in reasons)
         return PlainTextResponse(text.encode(errors="backslashreplace"), 503, self._retry_after())
 
-    async def _http_error(self, _: HttpRequest, error: Exception) -> Response:
+    async def _http_error(self, http: HttpRequest, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         answer = Answer(Verdict.INVALID, f"{error.detail}; send OTLP by POST to {' or '.join(PATHS)}")
+        # Senders drop what is answered so: whoever runs the service has to learn of it.
+        about = f"{http.method[:20]} {http.scope['path'][:100]!a} from {_credentials_of(http).address}"
+        self._intake.refuse("path", answer, about=about)
         return self._respond(error.status_code, "json", answer, error.headers)
 
     async def _export(self, http: HttpRequest) -> Response:
+        signal = PATHS.get(http.scope["path"])
+        if signal is None:  # the route lets a line break at the end of a path pass
+            raise HTTPException(404)
         try:
-            return await self._take(http)
+            return await self._take(http, signal)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not self.stopping or task is None:
@@ -163,7 +172,7 @@ class _App:
             encoding: Encoding = _known_encoding(http) or "protobuf"
             return self._respond(_CODES[Verdict.RETRY], encoding, answer, {"connection": "close"})
 
-    async def _take(self, http: HttpRequest) -> Response:
+    async def _take(self, http: HttpRequest, signal: Signal) -> Response:
         body = _Body(http)
         encoding: Encoding = _known_encoding(http) or "json"  # also of an answer to a request of an unknown kind
         bounds, headers = (self._settings.max_body_bytes, self._settings.receive_timeout_s), dict[str, str]()
@@ -175,7 +184,6 @@ class _App:
             with self._intake.admit() as permit:
                 limit = visit.limit_bytes(self._settings.max_body_bytes)
                 data = await self._read(http, body, permit, limit)
-                signal = PATHS[http.scope["path"]]
                 request = Request(data, encoding, compression, limit, visit=visit, signal=signal, transport="http")
                 answer = await self._answer(request, permit)
             code = _CODES.get(answer.verdict, 200)
@@ -183,13 +191,13 @@ class _App:
             answer = self._intake.turn_away(e)
             code = _CODES[answer.verdict]
             if e.challenge:
-                headers["www-authenticate"] = e.challenge
+                headers |= {"www-authenticate": e.challenge, "connection": "close"}  # a stranger keeps no place
                 bounds = (_STRANGERS_BYTES, _STRANGERS_S)
         except _Refused as e:
             code, answer = e.code, self._intake.refuse(e.reason, e.answer)
         except Exception as e:
             # Also what nobody expected: senders drop what is answered with 500.
-            answer = self._intake.retry(e)
+            answer = self._intake.fail(e)
             code = _CODES[Verdict.RETRY]
         if not await body.discard(*bounds):
             headers["connection"] = "close"
@@ -279,19 +287,56 @@ def _compression_of(http: HttpRequest) -> Compression:
     return compression
 
 
+# --- connections --------------------------------------------------------------------------------------------------------
+class _Places:
+    """How many connections may be open at a time; of one thread.
+
+    Args:
+        most: of them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+class _Connection(socket.socket):
+    """A connection that has a place until it is closed."""
+
+    def __init__(self, accepted: socket.socket, places: _Places) -> None:
+        super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
+        self._places = places
+        places.taken.add(self)
+
+    def close(self) -> None:
+        self._places.taken.discard(self)
+        super().close()
+
+
+class _Listening(socket.socket):
+    """A listening socket with a limit to connections, from their first byte: strangers need not finish a handshake."""
+
+    def __init__(self, listening: socket.socket, places: _Places) -> None:
+        super().__init__(listening.family, listening.type, listening.proto, listening.detach())
+        self._places = places
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        accepted, address = super().accept()
+        if len(self._places.taken) >= self._places.most:
+            accepted.close()  # OTLP senders come again
+            raise ConnectionAbortedError(errno.ECONNABORTED, "too many connections")  # which the loop passes over
+        return _Connection(accepted, self._places), address
+
+
 # --- the server ---------------------------------------------------------------------------------------------------------
 class _Protocol(H11Protocol):
-    """uvicorn's protocol, with a limit to connections and to the time that the head of a request may take."""
+    """uvicorn's protocol, with a limit to the time that the head of a request may take."""
 
     header_timeout_s: float
-    connections_max: int
     _header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.connections_max:
-            transport.abort()  # OTLP senders come again
-            return
         encrypted = transport.get_extra_info("ssl_object")
         if encrypted is not None:
             self.app_state = {**self.app_state, _CERTIFICATE: encrypted.getpeercert()}
@@ -333,6 +378,14 @@ class _Uvicorn(uvicorn.Server):
         await super().startup(sockets)
         self.accepting.set()
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().serve(sockets)
+        except Exception:
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+            raise
+
 
 class _Loop(asyncio.SelectorEventLoop):
     """A loop whose servers bound the time of a handshake, which uvicorn cannot be told."""
@@ -363,13 +416,14 @@ class HttpServer:
         """Whoever polls them keeps them up to date."""
         self._app = _App(intake, gate, settings)
         self._sockets: list[socket.socket] = []
+        self._places = _Places(settings.connections_max)
         try:
             host, port = bind(settings.endpoint, self._bind_one)
         except BaseException:
             self._close_sockets()
             raise
         self.address = join_address(host, port)
-        limits = {"header_timeout_s": settings.header_timeout_s, "connections_max": settings.connections_max}
+        limits = {"header_timeout_s": settings.header_timeout_s}
         config = uvicorn.Config(
             self._app.asgi,
             http=type("_LimitedProtocol", (_Protocol,), limits),
@@ -388,12 +442,23 @@ class HttpServer:
             config.ssl = http_context(self.certificates)
         self._header_timeout_s = settings.header_timeout_s
         self._server = _Uvicorn(config)
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="otlp-http", daemon=True)
 
     def start(self) -> None:
-        """Answer requests from now on."""
+        """Answer requests from now on; raises `StorageError` if it cannot."""
         self._thread.start()
-        self._server.accepting.wait(10)
+        self._server.accepting.wait(_START_S)  # also set when it ends
+        if not self._server.started:
+            reason = repr(self._failure) if self._failure else f"it does not begin within {_START_S:g} s"
+            hint = "check the limits of the process (open files, memory), then start it again"
+            raise StorageError("start OTLP/HTTP on", self.address, reason, hint)
+
+    def faults(self) -> list[str]:
+        """Why nobody answers here, although nobody has stopped it: a sentence; empty if all is well."""
+        started = self._thread.ident is not None
+        dead = started and not self._app.stopping and not self._thread.is_alive()
+        return ["OTLP/HTTP has ended by a fault of its own; restart the service"] if dead else []
 
     def begin_stop(self, grace_s: float) -> None:
         """Take no new connections; requests under way may take `grace_s` more."""
@@ -412,11 +477,15 @@ class HttpServer:
         try:
             with asyncio.Runner(loop_factory=lambda: _Loop(self._header_timeout_s)) as runner:
                 runner.run(self._server.serve(sockets=self._sockets))
-        except Exception:
+        except Exception as e:
+            self._failure = e
             _log.exception("OTLP/HTTP stopped")
+        finally:
+            self._close_sockets()  # or clients would wait in the queue of a socket that nobody looks at
+            self._server.accepting.set()
 
     def _bind_one(self, address: str, port: int) -> int:
-        sock = listen(address, port)
+        sock = _Listening(listen(address, port), self._places)
         self._sockets.append(sock)
         return int(sock.getsockname()[1])
 

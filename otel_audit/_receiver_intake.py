@@ -429,6 +429,14 @@ class Intake:
         )
         return self.refuse("unavailable", Answer(Verdict.RETRY, message))
 
+    def fail(self, error: Exception) -> Answer:
+        """The answer to a request that a transport could not handle; of the log that says nothing, unless it says so."""
+        if isinstance(error, AuditError):
+            return self.retry(error)
+        told = _sendable(f"{type(error).__name__}: {error}")[:_MESSAGE_CHARS]
+        self._complain("internal error", told, "", trace=error)
+        return self.refuse("unavailable", Answer(Verdict.RETRY, "receive: internal error; send it again"))
+
     def refuse(self, reason: str, answer: Answer, *, about: str = "", sender: str = "") -> Answer:
         """Count and log a refusal; gives back `answer`.
 
@@ -451,7 +459,14 @@ class Intake:
         return self.refuse(error.reason, error.answer, about=error.about, sender=error.sender)
 
     def _complain(
-        self, what: str, told: str, sender: str, key: str = "", extra: Mapping[str, object] | None = None
+        self,
+        what: str,
+        told: str,
+        sender: str,
+        key: str = "",
+        extra: Mapping[str, object] | None = None,
+        *,
+        trace: BaseException | None = None,
     ) -> None:
         """Log a refusal, unless the same has been logged just now."""
         now_s = self._clock()
@@ -461,7 +476,7 @@ class Intake:
             if speak:
                 self._complained_s[key] = now_s
         if speak:
-            _log.warning("refused (%s): %s", what, told, extra=extra)
+            _log.warning("refused (%s): %s", what, told, extra=extra, exc_info=trace)
 
     # --- state ----------------------------------------------------------------------------------------------------------
     @property

@@ -127,11 +127,11 @@ class Reloader:
         if self._watched:
             self._thread.start()
 
-    def stop(self) -> None:
-        """Look no more."""
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Look no more, and wait up to `timeout_s` for a look that is under way."""
         self._stopping.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(timeout_s)
 
     def stats(self) -> ReloadStats:
         """The counters now."""

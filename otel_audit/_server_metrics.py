@@ -26,6 +26,7 @@ REASONS: Final = (
     "credentials_missing",
     "incomplete",
     "overloaded",
+    "path",
     "rate_limited",
     "stopping",
     "token_unknown",

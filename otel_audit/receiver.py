@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger("otel_audit.receiver")
+_RELOAD_S: Final = 1.0  # how long a stop waits for files that are being read: a disk may not answer
 _OTLP: Final = "receivers.otlp"
 
 
@@ -82,7 +83,8 @@ class Receiver:
             raise error
         asking = any(p and p.tls and p.tls.mutual for p in (settings.grpc, settings.http))
         gate = Gate(settings.access, certificates=asking)
-        self._intake = Intake(sink, decoder, settings.intake, health=health)
+        self._http: HttpServer | None = None
+        self._intake = Intake(sink, decoder, settings.intake, health=lambda: [*self._faults(), *health()])
         self._http = HttpServer(self._intake, gate, settings.http) if settings.http else None
         try:
             self._grpc = GrpcServer(self._intake, gate, settings.grpc) if settings.grpc else None
@@ -106,21 +108,24 @@ class Receiver:
         return self._http.address if self._http else None
 
     def start(self) -> None:
-        """Take requests from now on."""
+        """Take requests from now on; raises `StorageError`, and stops, if it cannot."""
         for where in self._insecure:
             _log.warning("%s is open to other machines, without encryption or without knowing who sends", where)
         self._reloader.start()
-        if self._grpc:
-            self._grpc.start()
-        if self._http:
-            self._http.start()
+        try:
+            if self._http:
+                self._http.start()
+            if self._grpc:
+                self._grpc.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self, grace_s: float = 10.0) -> None:
         """Refuse new requests, wait up to `grace_s` for those under way, and end."""
         if self._stopped:
             return
         self._stopped = True
-        self._reloader.stop()
         self._intake.drain()
         if self._http:
             self._http.begin_stop(grace_s)
@@ -130,6 +135,7 @@ class Receiver:
             self._grpc.finish_stop()
         if self._http:
             self._http.finish_stop()
+        self._reloader.stop(_RELOAD_S)
 
     def stats(self) -> ReceiverStats:
         """Counters since start."""
@@ -141,6 +147,9 @@ class Receiver:
     def reasons(self) -> list[str]:
         """Why senders should not come here now, a sentence each; empty if they should."""
         return self._intake.reasons()
+
+    def _faults(self) -> list[str]:
+        return self._http.faults() if self._http else []
 
     def __enter__(self) -> Self:
         self.start()

@@ -6,11 +6,12 @@
 import ctypes
 import logging
 import os
+import resource
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
@@ -168,6 +169,7 @@ def serve(settings: ServerSettings, *, ready: Callable[[Addresses], None] | None
     Raises what `Server` raises.
     """
     _spare_memory()
+    _allow_files()
     notifier = Notifier()
     with _stop_signals() as stopping:
         server = Server(settings)
@@ -252,6 +254,13 @@ def _spare_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, other C libraries need no such help
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def _allow_files() -> None:
+    """Let the process open as many files as it may: each connection is one, and the log needs its own beside them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # where "no limit" is more than the system allows
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager

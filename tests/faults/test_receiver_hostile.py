@@ -131,6 +131,37 @@ def test_a_chunked_body_without_end_is_cut_off() -> None:
 
 
 # --- gRPC ---------------------------------------------------------------------------------------------------------------
+def connect_grpc(r: Receiver) -> socket.socket:
+    """A connection of HTTP/2 without a request."""
+    assert r.grpc_address
+    host, _, port = r.grpc_address.rpartition(":")
+    sock = socket.create_connection((host, int(port)), timeout=20)
+    sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+    return sock
+
+
+def test_connections_of_grpc_are_bounded_and_their_places_are_given_back() -> None:
+    few = GrpcSettings(max_body_bytes=LIMIT, connections_max=2)
+    with receiver(FakeLog(), settings(grpc_=few)) as r:
+        with connect_grpc(r) as first, connect_grpc(r) as second:
+            assert first.recv(1)
+            assert second.recv(1)
+            with connect_grpc(r) as third:
+                assert until_closed(third) == b""
+        with export_to(r.grpc_address) as export:
+            export(body(), timeout=30, wait_for_ready=True)
+
+
+def test_a_connection_of_grpc_without_a_request_is_closed_and_its_sender_opens_another() -> None:
+    hasty = GrpcSettings(max_body_bytes=LIMIT, idle_timeout_s=0.1)
+    with receiver(FakeLog(), settings(grpc_=hasty)) as r, export_to(r.grpc_address) as export:
+        export(body(), timeout=30)
+        with connect_grpc(r) as sock:
+            assert until_closed(sock), "until the service hangs up"
+        export(body(), timeout=30)
+        assert r.stats().requests == 2
+
+
 def test_a_sender_that_does_not_send_is_cancelled_and_its_thread_is_free_again() -> None:
     hasty = GrpcSettings(max_body_bytes=LIMIT, workers=1, receive_timeout_s=0.1)
     hold = threading.Event()

@@ -1,6 +1,7 @@
 import socket
 import threading
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,6 +10,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
+from otel_audit import _receiver_bind
+from otel_audit._receiver_reload import Watched
 from otel_audit.errors import ConfigError, OverloadedError, UnavailableError
 from otel_audit.otlp import Decoder
 from otel_audit.receiver import AccessSettings, GrpcSettings, IntakeSettings, Receiver
@@ -235,6 +238,49 @@ def test_a_port_is_free_again_after_stop() -> None:
         export(body(), timeout=10, wait_for_ready=True)
 
 
+def taken(address: str | None) -> bool:
+    """Whether somebody listens there."""
+    assert address
+    host, _, port = address.rpartition(":")
+    with socket.socket() as other:
+        try:
+            other.bind((host, int(port)))
+            other.listen()
+        except OSError:
+            return True
+    return False
+
+
+def test_a_port_is_free_again_after_the_stop_of_what_never_started() -> None:
+    never = Receiver(FakeLog(), Decoder(), settings())
+    assert (taken(never.grpc_address), taken(never.http_address)) == (True, True)
+    never.stop()
+    assert (taken(never.grpc_address), taken(never.http_address)) == (False, False)
+
+
+def test_when_one_address_is_taken_the_others_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = settings()
+    assert given.grpc
+    monkeypatch.setattr(_receiver_bind, "_addresses", lambda _: ["127.0.0.1", "127.0.0.2"])
+    with socket.socket() as other:
+        other.bind(("127.0.0.2", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        endpoint = f"two.example:{port}"
+        with pytest.raises(ConfigError, match="in use"):
+            Receiver(
+                FakeLog(),
+                Decoder(),
+                replace(
+                    given,
+                    http=None,
+                    grpc=replace(given.grpc, endpoint=endpoint),
+                    access=AccessSettings(allow_insecure=True),
+                ),
+            )
+        assert not taken(f"127.0.0.1:{port}")
+
+
 def test_localhost_is_reached_by_name_and_by_number() -> None:
     given = settings()
     assert given.grpc
@@ -276,6 +322,29 @@ def test_stop_waits_for_requests_under_way_and_refuses_new_ones() -> None:
         assert call.result() == b""
         stopping.join(20)
         assert not stopping.is_alive()
+
+
+def test_stop_ends_although_files_that_are_being_read_never_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+
+    def hang(_: object) -> None:
+        reading.set()
+        go_on.wait(60)
+
+    access = AccessSettings(senders_file=str(tmp_path / "senders.yaml"), reload_interval_s=0.01)
+    (tmp_path / "senders.yaml").write_text(f"- name: crm\n  token_sha256: {'a' * 64}\n")
+    log = FakeLog()
+    with receiver(log, replace(settings(), access=access)) as r:
+        monkeypatch.setattr(Watched, "poll", hang)
+        assert reading.wait(30)
+        stopping = threading.Thread(target=r.stop)
+        stopping.start()
+        stopping.join(30)
+        ended, reasons = not stopping.is_alive(), r.reasons()
+        go_on.set()
+        assert (ended, reasons) == (True, ["the service is stopping"])
 
 
 def test_stop_ends_although_the_disk_never_answers() -> None:

@@ -1,18 +1,21 @@
+import errno
 import gzip
 import json
 import socket
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
 import pytest
+import uvicorn
 from google.protobuf import json_format
 from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
-from otel_audit.errors import OverloadedError, UnavailableError
+from otel_audit.errors import OverloadedError, StorageError, UnavailableError
 from otel_audit.otlp import Decoder
 from otel_audit.receiver import IntakeSettings, Receiver
 from tests.receiver_support import LIMIT, NOT_OTLP, FakeLog, body, receiver, settings
@@ -210,12 +213,23 @@ def test_other_media_are_415(headers: dict[str, str], reason: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "code"), [("GET", "/v1/traces", 405), ("PUT", "/v1/traces", 405), ("POST", "/v1/metrics", 404)]
 )
-def test_other_methods_and_paths_are_refused_with_a_status(method: str, path: str, code: int) -> None:
+def test_other_methods_and_paths_are_refused_with_a_status_counted_and_logged(
+    method: str, path: str, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
     with receiver(FakeLog()) as r, client(r) as http:
         response = http.request(method, path)
+        assert r.stats().refused == {"path": 1}
+    assert f"({method} '{path}' from 127.0.0.1:" in caplog.text
     assert response.status_code == code
     assert "/v1/traces" in status(response).message
     assert code != 405 or response.headers["allow"] == "POST"
+
+
+def test_a_path_that_ends_with_a_line_break_is_another_path() -> None:
+    with receiver(FakeLog()) as r, client(r) as http:
+        response = http.post("/v1/traces%0A", content=body(), headers=PROTOBUF)
+        assert (response.status_code, r.stats().refused) == (404, {"path": 1})
+        assert http.get("/readyz").status_code == 200
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -275,6 +289,41 @@ def test_stop_answers_what_is_under_way() -> None:
         stopping.join(20)
         assert answered == [200]
         assert not stopping.is_alive()
+
+
+async def _cannot(*_: object, **__: object) -> None:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_a_server_that_cannot_begin_is_an_error_and_holds_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uvicorn.Server, "startup", _cannot)
+    started = Receiver(FakeLog(), Decoder(), settings())
+    with pytest.raises(StorageError, match=r"start OTLP/HTTP on 127.*Too many open files.*check the limits"):
+        started.start()
+    for address in (started.http_address, started.grpc_address):
+        assert address
+        with socket.socket() as other:
+            other.bind((address.partition(":")[0], int(address.partition(":")[2])))
+            other.listen()
+
+
+def test_a_server_that_has_ended_by_itself_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    fail = threading.Event()
+
+    async def tick(*_: object) -> bool:
+        if fail.is_set():
+            raise OSError(errno.EMFILE, "Too many open files")
+        return False
+
+    monkeypatch.setattr(uvicorn.Server, "on_tick", tick)
+    with receiver(FakeLog()) as r, client(r) as http:
+        assert http.get("/readyz").status_code == 200
+        fail.set()
+        until_s = time.monotonic() + 30
+        while not r.reasons() and time.monotonic() < until_s:
+            time.sleep(0.01)
+        assert r.reasons() == ["OTLP/HTTP has ended by a fault of its own; restart the service"]
+        assert not r.stats().healthy
 
 
 def test_reasons_for_not_being_ready_are_told_one_a_line() -> None:

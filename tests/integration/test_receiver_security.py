@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -215,6 +215,36 @@ def test_the_body_of_a_stranger_is_not_held(transport: str, ca: Authority) -> No
     with receiver(FakeLog(), secure(ca.issue("server"))) as r, client(transport, r, ca.file) as c:
         assert c.send(None, b"\n" * 1_000_000).code == RETRY[transport]
         assert r.stats().in_flight_bytes_max == 0
+
+
+def test_a_stranger_keeps_no_connection(ca: Authority) -> None:
+    with receiver(FakeLog(), secure(ca.issue("server"))) as r:
+        assert r.http_address
+        with connected(r.http_address, ssl.create_default_context(cafile=ca.file)) as tls:
+            head = "POST /v1/traces HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0"
+            tls.sendall(f"{head}\r\n\r\n".encode())
+            received = b""
+            while part := tls.recv(4096):
+                received += part
+            assert received.startswith(b"HTTP/1.1 503")
+            assert b"connection: close" in received
+
+
+def test_connections_count_before_their_handshake(ca: Authority) -> None:
+    given = secure(ca.issue("server"))
+    assert given.http
+    few = replace(given, http=replace(given.http, connections_max=2, header_timeout_s=WAIT_S * 2))
+    with receiver(FakeLog(), few) as r, ExitStack() as opened:
+        assert r.http_address
+        host, _, port = r.http_address.rpartition(":")
+        first, second, third = (
+            opened.enter_context(socket.create_connection((host, int(port)), WAIT_S)) for _ in range(3)
+        )
+        assert third.recv(1) == b"", "the service hangs up"
+        first.close()
+        second.close()
+        with client("http", r, ca.file) as c:
+            eventually(lambda: c.send(TOKEN).code == "OK", "the places are free again")
 
 
 def test_a_stranger_is_answered_before_it_has_sent_anything(ca: Authority) -> None:

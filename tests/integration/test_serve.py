@@ -1,11 +1,12 @@
 """The service as a process: `otel-audit serve`, and `Server` within one."""
 
 import re
+import resource
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,9 +42,9 @@ class Served:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[Served]:
-    """`otel-audit serve` on free ports; what it says on standard error is collected."""
-    command = [sys.executable, "-m", "otel_audit", "serve", "--dir", str(folder)]
+def served(folder: Path, before: Sequence[str] = ()) -> Iterator[Served]:
+    """`otel-audit serve` on free ports, run by the command `before`; what it says on standard error is collected."""
+    command = [*before, sys.executable, "-m", "otel_audit", "serve", "--dir", str(folder)]
     command += ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
@@ -129,6 +130,12 @@ def test_a_signal_ends_the_service_after_what_is_under_way(tmp_path: Path, numbe
     assert codes <= {grpc.StatusCode.OK, *retryable}
     assert records(tmp_path) in ((100,) if grpc.StatusCode.OK in codes else (2, 100)), "what was acknowledged is there"
     assert any("stopped" in line for line in service.said)
+
+
+def test_the_service_may_open_as_many_files_as_its_hard_limit_allows(tmp_path: Path) -> None:
+    with served(tmp_path, ["sh", "-c", 'ulimit -Sn 200; exec "$@"', "sh"]) as service:
+        soft, hard = resource.prlimit(service.process.pid, resource.RLIMIT_NOFILE)
+        assert soft == hard > 200
 
 
 def test_a_second_signal_ends_the_service_at_once(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ receivers:
         max_recv_msg_size_mib: 16
         read_timeout: 5s
         workers: 8
+        max_connections: 20
         tls:
           cert_file: /etc/tls/tls.crt
           key_file: /etc/tls/tls.key
@@ -129,11 +130,12 @@ def test_every_key_of_a_file_arrives(tmp_path: Path) -> None:
     grpc, http, intake = settings.receiver.grpc, settings.receiver.http, settings.receiver.intake
     assert grpc
     assert http
-    assert (grpc.endpoint, grpc.max_body_bytes, grpc.receive_timeout_s, grpc.workers) == (
+    assert (grpc.endpoint, grpc.max_body_bytes, grpc.receive_timeout_s, grpc.workers, grpc.connections_max) == (
         "127.0.0.1:14317",
         16 << 20,
         5,
         8,
+        20,
     )
     assert grpc.tls == TlsSettings("/etc/tls/tls.crt", "/etc/tls/tls.key", "/etc/tls/ca.crt", "1.2", 60)
     assert http.tls == TlsSettings("/etc/tls/web.crt", "/etc/tls/web.key", "/etc/tls/web-ca.crt", "1.3", 5)

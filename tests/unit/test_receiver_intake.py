@@ -292,6 +292,15 @@ def test_a_full_queue_is_no_sickness() -> None:
     assert intake.healthy
 
 
+def test_a_fault_in_a_transport_is_no_sickness_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    intake = Intake(FakeLog(), Decoder())
+    assert intake.fail(KeyError("traces")).verdict is Verdict.RETRY
+    assert (intake.reasons(), intake.stats().refused) == ([], {"unavailable": 1})
+    assert "KeyError: 'traces'" in caplog.text
+    intake.fail(UnavailableError("append", "log", "disk full"))
+    assert intake.reasons() == ["the log cannot make data durable"]
+
+
 def test_counters_add_up() -> None:
     intake = Intake(FakeLog(), Decoder())
     offer(intake, Request(body(5)))

@@ -126,7 +126,8 @@ class Visit:
             return decoded
         records = decoded.records
         refused = self._allowance.refused(records.column("service"), records.column("source_id"))
-        unrecorded = self._own_numbers(decoded.unrecorded)
+        numbers = decoded.unrecorded if refused is None else _with_numbers(decoded.unrecorded, records.filter(refused))
+        unrecorded = self._own_numbers(numbers)
         if refused is None:
             return decoded if unrecorded is decoded.unrecorded else replace(decoded, unrecorded=unrecorded)
         rows = pc.indices_nonzero(refused).to_pylist()
@@ -168,6 +169,14 @@ class Visit:
     def _told(self, about: dict[str, Any]) -> str:
         source = f" as source {about['source_id']!r}" if about["source_id"] is not None else ""
         return f"the sender {self.name} may not speak for service {about['service']!r}{source}"
+
+
+def _with_numbers(unrecorded: pa.RecordBatch | None, kept: pa.RecordBatch) -> pa.RecordBatch | None:
+    """The numbers of records that are kept in quarantine beside the others: they are not lost."""
+    numbers = kept.select(["source_id", "source_seq"])
+    if numbers.column("source_seq").null_count == numbers.num_rows:
+        return unrecorded
+    return numbers if unrecorded is None else pa.concat_batches([unrecorded, numbers])
 
 
 _ANYBODY: Final = Visit()

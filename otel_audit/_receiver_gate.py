@@ -26,6 +26,7 @@ __all__ = ["NOT_ALLOWED", "AccessSettings", "Credentials", "Gate", "Visit"]
 NOT_ALLOWED: Final = "sender_not_allowed"
 _RETRY_S: Final = 10.0  # whoever is not known costs little, and is let in soon after he is
 _MESSAGE_CHARS: Final = 400  # gRPC carries it in a header
+_COPY_COSTS: Final = 0.1  # of what a new record costs a sender of its rate
 _BEARER: Final = "bearer "
 _CHALLENGE: Final = 'Bearer realm="otel-audit"'
 
@@ -96,7 +97,7 @@ class Visit:
         self.sender = sender
         self._allowance = allowance
         self._bucket = bucket
-        self._charged = 0
+        self._charged: float = 0
         self.not_allowed = 0
         """Records of this request that are kept in quarantine because they are not the sender's; known after `check`."""
 
@@ -147,6 +148,17 @@ class Visit:
         if self._bucket is not None and self._charged:
             self._bucket.take(-self._charged)
             self._charged = 0
+
+    def give_back_copies(self, copies: int) -> None:
+        """The request is durable, and so many of its records and entries were so before: they count for little.
+
+        Senders send again what was not acknowledged in time; charged in full, a disk that stalls would shut them out
+        afterwards. They still count for something, because copies have to be decoded as well.
+        """
+        if self._bucket is not None and copies:
+            back = min(copies * (1 - _COPY_COSTS), self._charged - 1)
+            self._bucket.take(-back)
+            self._charged -= back
 
     def _own_numbers(self, unrecorded: pa.RecordBatch | None) -> pa.RecordBatch | None:
         """Numbers of other sources would hide their gaps."""

@@ -356,12 +356,33 @@ def test_a_sender_over_its_rate_is_told_when_to_come_again() -> None:
     assert limited.enter(lambda: SHOWN)
 
 
+def test_what_the_log_has_already_counts_a_tenth_but_a_request_counts() -> None:
+    log, clock = FakeLog(copies=True, held=True), Clock()
+    limited = gate(sender(rate_records_per_s=1, burst_records=10, services=("crm",)), clock=clock)
+    intake = Intake(log, Decoder())
+    answers = []
+    visits = [limited.enter(lambda: SHOWN) for _ in range(2)]
+    for visit, data in zip(visits, (body("crm", spans=50), body("payroll", spans=50)), strict=True):
+        with intake.admit() as permit:
+            answers.append(intake.offer(Request(data, visit=visit), permit))
+    assert turned_away(limited, SHOWN).answer.retry_after_s == pytest.approx(91), "until it is known they count in full"
+    log.release()
+    assert [answer.result(5).verdict for answer in answers] == [Verdict.ACCEPTED] * 2
+    assert turned_away(limited, SHOWN).answer.retry_after_s == pytest.approx(1), "10 of 10 are spent"
+    clock.now_s += 10
+    log.held = False
+    for _ in range(10):
+        answer_of(limited, log, body("crm"), intake)
+    assert turned_away(limited, SHOWN).reason == "rate_limited", "each counts one"
+
+
 def test_what_is_in_quarantine_counts_and_what_is_not_durable_does_not() -> None:
     clock = Clock()
     limited = gate(sender(rate_records_per_s=1, burst_records=10, services=("crm",)), clock=clock)
     for log in (
         FakeLog(error=UnavailableError("append", "log", "disk full")),
         FakeLog(error=UnavailableError("append", "log", "disk full"), late=True),
+        FakeLog(error=MemoryError()),
     ):
         assert answer_of(limited, log, body("crm", spans=50)).verdict is Verdict.RETRY
         assert limited.enter(lambda: SHOWN)

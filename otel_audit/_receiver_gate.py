@@ -6,7 +6,7 @@ Without senders in the settings it is open, and costs nothing.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -21,7 +21,7 @@ from otel_audit.otlp import Decoded
 from otel_audit.record import Quarantined
 from otel_audit.senders import Allowance, Bucket, Directory, Sender, digest_of
 
-__all__ = ["NOT_ALLOWED", "AccessSettings", "Credentials", "Gate", "Visit"]
+__all__ = ["NOT_ALLOWED", "AccessSettings", "Credentials", "Gate", "Visit", "never_known"]
 
 NOT_ALLOWED: Final = "sender_not_allowed"
 _RETRY_S: Final = 10.0  # whoever is not known costs little, and is let in soon after he is
@@ -191,6 +191,14 @@ def _with_numbers(unrecorded: pa.RecordBatch | None, kept: pa.RecordBatch) -> pa
     return numbers if unrecorded is None else pa.concat_batches([unrecorded, numbers])
 
 
+def never_known(senders: Iterable[Sender]) -> ConfigError | None:
+    """What is wrong with these senders where no protocol asks for certificates."""
+    if not any(sender.certificate for sender in senders):
+        return None
+    reason = "a sender is known by its certificate, but no protocol asks for one"
+    return ConfigError("read senders", "receivers.otlp", reason, "set tls.client_ca_file of grpc or http")
+
+
 _ANYBODY: Final = Visit()
 
 
@@ -236,9 +244,9 @@ class Gate:
 
     def _usable(self, senders: Sequence[Sender]) -> Directory:
         directory = Directory(senders)
-        if directory.by_certificate and not self._certificates:
-            reason = "a sender is known by its certificate, but no protocol asks for one"
-            raise ConfigError("read senders", "receivers.otlp", reason, "set tls.client_ca_file of grpc or http")
+        error = None if self._certificates else never_known(senders)
+        if error is not None:
+            raise error
         return directory
 
     @property

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Self
 
 from otel_audit._receiver_bind import is_exposed, is_loopback, parse_endpoint
-from otel_audit._receiver_gate import AccessSettings, Gate
+from otel_audit._receiver_gate import AccessSettings, Gate, never_known
 from otel_audit._receiver_grpc import GrpcServer, GrpcSettings
 from otel_audit._receiver_http import HttpServer, HttpSettings
 from otel_audit._receiver_intake import Decodes, Intake, IntakeSettings, ReceiverStats, Sink
@@ -31,6 +31,7 @@ __all__ = [
     "ReceiverStats",
     "Sink",
     "TlsSettings",
+    "never_known",
     "parse_endpoint",
     "unfit",
 ]
@@ -57,6 +58,11 @@ class ReceiverSettings:
     grpc: GrpcSettings | None = field(default_factory=GrpcSettings)
     http: HttpSettings | None = field(default_factory=HttpSettings)
 
+    @property
+    def certificates(self) -> bool:
+        """Whether any protocol asks for client certificates."""
+        return any(p and p.tls and p.tls.mutual for p in (self.grpc, self.http))
+
 
 class Receiver:
     """OTLP servers that put what they receive into a log; a context manager that starts and stops them.
@@ -82,8 +88,7 @@ class Receiver:
             raise ConfigError("start receiver", "otlp", "no protocol is switched on", "switch on grpc or http")
         for error in unfit(settings):
             raise error
-        asking = any(p and p.tls and p.tls.mutual for p in (settings.grpc, settings.http))
-        gate = Gate(settings.access, certificates=asking)
+        gate = Gate(settings.access, certificates=settings.certificates)
         self._intake = Intake(sink, decoder, settings.intake, health=health)
         # Judged once more on the addresses that are bound: when `unfit` looked, a name may not have been known.
         exposures = {name: _exposure(name, settings) for name in _PROTOCOLS}
@@ -162,6 +167,9 @@ def unfit(settings: ReceiverSettings) -> Iterator[ConfigError]:
     if access.senders is not None and access.senders_file is not None:
         hint = "give one of them"
         yield ConfigError("read senders", f"{_OTLP}.senders", "there is senders_file as well", hint)
+    unknown = None if settings.certificates else never_known(access.senders or ())
+    if unknown is not None:
+        yield unknown
     for name, protocol in (("grpc", settings.grpc), ("http", settings.http)):
         tls = protocol.tls if protocol else None
         key = f"{_OTLP}.protocols.{name}.tls"

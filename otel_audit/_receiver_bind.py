@@ -4,7 +4,7 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from otel_audit.errors import ConfigError
@@ -38,20 +38,20 @@ def join_address(host: str, port: int) -> str:
 def is_loopback(host: str) -> bool:
     """Whether only processes on this machine reach `host`."""
     try:
-        return all(ipaddress.ip_address(ip).is_loopback for ip in _addresses(host))
+        return _all_loopback(_addresses(host))
     except OSError:
         return False
 
 
 def is_exposed(endpoint: str) -> bool:
-    """Whether other machines may reach `endpoint`; not, if its host is not known, which `bind` complains of."""
+    """Whether other machines may reach `endpoint`; not, if its host is not known now. `bind` has the last word."""
     try:
-        return not all(ipaddress.ip_address(ip).is_loopback for ip in _addresses(parse_endpoint(endpoint)[0]))
+        return not _all_loopback(_addresses(parse_endpoint(endpoint)[0]))
     except OSError:
         return False
 
 
-def bind(endpoint: str, bind_one: Callable[[str, int], int]) -> tuple[str, int]:
+def bind(endpoint: str, bind_one: Callable[[str, int], int], if_exposed: ConfigError | None = None) -> tuple[str, int]:
     """Listen on every address that the host of `endpoint` stands for; gives host and port.
 
     `localhost` is 127.0.0.1 and, where the machine has it, ::1, because clients try either.
@@ -59,6 +59,8 @@ def bind(endpoint: str, bind_one: Callable[[str, int], int]) -> tuple[str, int]:
     Args:
         endpoint: `host:port`.
         bind_one: listens on one numeric address and port, gives the port; raises `OSError`.
+        if_exposed: raised, before anything is listened on, if other machines reach any of these addresses; None: they
+            may. A name may stand for others than when it was last asked for, so nothing else can tell.
 
     Raises:
         ConfigError: none of the addresses can be listened on, or one of them is taken.
@@ -68,6 +70,8 @@ def bind(endpoint: str, bind_one: Callable[[str, int], int]) -> tuple[str, int]:
         addresses = _addresses(host)
     except OSError as e:
         raise ConfigError("listen on", endpoint, f"the host is not known: {e}", "check its spelling") from e
+    if if_exposed is not None and not _all_loopback(addresses):
+        raise if_exposed
     port = wanted
     bound = False
     failure: OSError | None = None
@@ -105,6 +109,10 @@ def _addresses(host: str) -> list[str]:
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     numeric = dict.fromkeys(str(info[4][0]) for info in found)
     return sorted(numeric, key=lambda address: ":" in address)
+
+
+def _all_loopback(addresses: Iterable[str]) -> bool:
+    return all(ipaddress.ip_address(address).is_loopback for address in addresses)
 
 
 def _taken(endpoint: str, error: OSError | None) -> ConfigError:

@@ -6,7 +6,7 @@ Without senders in the settings it is open, and costs nothing.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -21,11 +21,12 @@ from otel_audit.otlp import Decoded
 from otel_audit.record import Quarantined
 from otel_audit.senders import Allowance, Bucket, Directory, Sender, digest_of
 
-__all__ = ["NOT_ALLOWED", "AccessSettings", "Credentials", "Gate", "Visit"]
+__all__ = ["NOT_ALLOWED", "AccessSettings", "Credentials", "Gate", "Visit", "never_known"]
 
 NOT_ALLOWED: Final = "sender_not_allowed"
 _RETRY_S: Final = 10.0  # whoever is not known costs little, and is let in soon after he is
 _MESSAGE_CHARS: Final = 400  # gRPC carries it in a header
+_COPY_COSTS: Final = 0.1  # of what a new record costs a sender of its rate
 _BEARER: Final = "bearer "
 _CHALLENGE: Final = 'Bearer realm="otel-audit"'
 
@@ -96,7 +97,7 @@ class Visit:
         self.sender = sender
         self._allowance = allowance
         self._bucket = bucket
-        self._charged = 0
+        self._charged: float = 0
         self.not_allowed = 0
         """Records of this request that are kept in quarantine because they are not the sender's; known after `check`."""
 
@@ -126,7 +127,8 @@ class Visit:
             return decoded
         records = decoded.records
         refused = self._allowance.refused(records.column("service"), records.column("source_id"))
-        unrecorded = self._own_numbers(decoded.unrecorded)
+        numbers = decoded.unrecorded if refused is None else _with_numbers(decoded.unrecorded, records.filter(refused))
+        unrecorded = self._own_numbers(numbers)
         if refused is None:
             return decoded if unrecorded is decoded.unrecorded else replace(decoded, unrecorded=unrecorded)
         rows = pc.indices_nonzero(refused).to_pylist()
@@ -146,6 +148,17 @@ class Visit:
         if self._bucket is not None and self._charged:
             self._bucket.take(-self._charged)
             self._charged = 0
+
+    def give_back_copies(self, copies: int) -> None:
+        """The request is durable, and so many of its records and entries were so before: they count for little.
+
+        Senders send again what was not acknowledged in time; charged in full, a disk that stalls would shut them out
+        afterwards. They still count for something, because copies have to be decoded as well.
+        """
+        if self._bucket is not None and copies:
+            back = min(copies * (1 - _COPY_COSTS), self._charged - 1)
+            self._bucket.take(-back)
+            self._charged -= back
 
     def _own_numbers(self, unrecorded: pa.RecordBatch | None) -> pa.RecordBatch | None:
         """Numbers of other sources would hide their gaps."""
@@ -168,6 +181,22 @@ class Visit:
     def _told(self, about: dict[str, Any]) -> str:
         source = f" as source {about['source_id']!r}" if about["source_id"] is not None else ""
         return f"the sender {self.name} may not speak for service {about['service']!r}{source}"
+
+
+def _with_numbers(unrecorded: pa.RecordBatch | None, kept: pa.RecordBatch) -> pa.RecordBatch | None:
+    """The numbers of records that are kept in quarantine beside the others: they are not lost."""
+    numbers = kept.select(["source_id", "source_seq"])
+    if numbers.column("source_seq").null_count == numbers.num_rows:
+        return unrecorded
+    return numbers if unrecorded is None else pa.concat_batches([unrecorded, numbers])
+
+
+def never_known(senders: Iterable[Sender]) -> ConfigError | None:
+    """What is wrong with these senders where no protocol asks for certificates."""
+    if not any(sender.certificate for sender in senders):
+        return None
+    reason = "a sender is known by its certificate, but no protocol asks for one"
+    return ConfigError("read senders", "receivers.otlp", reason, "set tls.client_ca_file of grpc or http")
 
 
 _ANYBODY: Final = Visit()
@@ -215,9 +244,9 @@ class Gate:
 
     def _usable(self, senders: Sequence[Sender]) -> Directory:
         directory = Directory(senders)
-        if directory.by_certificate and not self._certificates:
-            reason = "a sender is known by its certificate, but no protocol asks for one"
-            raise ConfigError("read senders", "receivers.otlp", reason, "set tls.client_ca_file of grpc or http")
+        error = None if self._certificates else never_known(senders)
+        if error is not None:
+            raise error
         return directory
 
     @property

@@ -26,7 +26,7 @@ from otel_audit._receiver_gate import Credentials, Gate
 from otel_audit._receiver_intake import Compression, Intake, Request, Signal
 from otel_audit._receiver_status import retry_info, status_of
 from otel_audit._receiver_tls import TlsSettings, grpc_credentials, watch
-from otel_audit.errors import UnavailableError
+from otel_audit.errors import ConfigError, UnavailableError
 
 __all__ = ["SERVICES", "GrpcServer", "GrpcSettings"]
 
@@ -244,11 +244,14 @@ class GrpcServer:
         intake: where requests go.
         gate: who may send them.
         settings: address and limits.
+        if_exposed: raised if other machines reach the address; None: they may.
 
     Raises `ConfigError` if the address or a certificate cannot be used.
     """
 
-    def __init__(self, intake: Intake, gate: Gate, settings: GrpcSettings) -> None:
+    def __init__(
+        self, intake: Intake, gate: Gate, settings: GrpcSettings, if_exposed: ConfigError | None = None
+    ) -> None:
         self._intake = intake
         self.certificates = watch("grpc", settings.tls) if settings.tls else None
         """Whoever polls them keeps them up to date."""
@@ -266,7 +269,7 @@ class GrpcServer:
         self._stopping = threading.Event()
         self._caretaker = threading.Thread(target=self._take_care, name="otlp-grpc-care", daemon=True)
         try:
-            host, port = bind(settings.endpoint, self._bind_one)
+            host, port = bind(settings.endpoint, self._bind_one, if_exposed)
         except BaseException:
             self.begin_stop(0).wait(_CLOSE_S)
             self.finish_stop()

@@ -35,7 +35,7 @@ from otel_audit._receiver_gate import Credentials, Gate
 from otel_audit._receiver_intake import Compression, Encoding, Intake, Permit, Request, Signal
 from otel_audit._receiver_status import status_of
 from otel_audit._receiver_tls import TlsSettings, certificate_names, http_context, watch
-from otel_audit.errors import LogClosedError, StorageError, UnavailableError
+from otel_audit.errors import ConfigError, LogClosedError, StorageError, UnavailableError
 
 __all__ = ["PATHS", "HttpServer", "HttpSettings"]
 
@@ -407,18 +407,21 @@ class HttpServer:
         intake: where requests go.
         gate: who may send them.
         settings: address and limits.
+        if_exposed: raised if other machines reach the address; None: they may.
 
     Raises `ConfigError` if the address or a certificate cannot be used.
     """
 
-    def __init__(self, intake: Intake, gate: Gate, settings: HttpSettings) -> None:
+    def __init__(
+        self, intake: Intake, gate: Gate, settings: HttpSettings, if_exposed: ConfigError | None = None
+    ) -> None:
         self.certificates = watch("http", settings.tls) if settings.tls else None
         """Whoever polls them keeps them up to date."""
         self._app = _App(intake, gate, settings)
         self._sockets: list[socket.socket] = []
         self._places = _Places(settings.connections_max)
         try:
-            host, port = bind(settings.endpoint, self._bind_one)
+            host, port = bind(settings.endpoint, self._bind_one, if_exposed)
         except BaseException:
             self._close_sockets()
             raise

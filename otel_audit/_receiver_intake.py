@@ -339,6 +339,7 @@ class Intake:
         except TooLargeError as e:
             answer.set_result(self.refuse("too_large", Answer(Verdict.TOO_LARGE, str(e))))
         except MemoryError:
+            request.visit.give_back()
             answer.set_result(self.retry(OverloadedError("receive", "request", "out of memory", "send it again")))
         except Exception as e:
             request.visit.give_back()
@@ -398,6 +399,7 @@ class Intake:
         except (Exception, CancelledError) as e:
             visit.give_back()
             return self.retry(e)
+        visit.give_back_copies(receipt.duplicates + len(decoded.quarantine) - receipt.quarantined)
         with self._lock:
             self._counts.add(decoded, receipt, what[0], acknowledged=not invalid)
             self._counts.not_allowed += visit.not_allowed

@@ -73,9 +73,13 @@ def _senders_problems(settings: ServerSettings) -> Iterator[ConfigError]:
     path = settings.receiver.access.senders_file
     if path is not None and Path(path).exists():
         try:
-            load_senders(path)
+            senders = load_senders(path)
         except ConfigError as e:
             yield e
+        else:
+            error = None if settings.receiver.certificates else receiver.never_known(senders)
+            if error is not None:
+                yield error
 
 
 def tree(settings: ServerSettings) -> dict[str, Any]:

@@ -9,10 +9,10 @@ refused for good; what cannot be made durable now is refused for the moment, wit
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from typing import Final, Literal, Self
 
-from otel_audit._receiver_bind import is_exposed, parse_endpoint
-from otel_audit._receiver_gate import AccessSettings, Gate
+from otel_audit._receiver_bind import is_exposed, is_loopback, parse_endpoint
+from otel_audit._receiver_gate import AccessSettings, Gate, never_known
 from otel_audit._receiver_grpc import GrpcServer, GrpcSettings
 from otel_audit._receiver_http import HttpServer, HttpSettings
 from otel_audit._receiver_intake import Decodes, Intake, IntakeSettings, ReceiverStats, Sink
@@ -31,6 +31,7 @@ __all__ = [
     "ReceiverStats",
     "Sink",
     "TlsSettings",
+    "never_known",
     "parse_endpoint",
     "unfit",
 ]
@@ -38,6 +39,8 @@ __all__ = [
 _log = logging.getLogger("otel_audit.receiver")
 _RELOAD_S: Final = 1.0  # how long a stop waits for files that are being read: a disk may not answer
 _OTLP: Final = "receivers.otlp"
+_Protocol = Literal["grpc", "http"]
+_PROTOCOLS: Final[tuple[_Protocol, ...]] = ("grpc", "http")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,11 @@ class ReceiverSettings:
     access: AccessSettings = field(default_factory=AccessSettings)
     grpc: GrpcSettings | None = field(default_factory=GrpcSettings)
     http: HttpSettings | None = field(default_factory=HttpSettings)
+
+    @property
+    def certificates(self) -> bool:
+        """Whether any protocol asks for client certificates."""
+        return any(p and p.tls and p.tls.mutual for p in (self.grpc, self.http))
 
 
 class Receiver:
@@ -81,20 +89,22 @@ class Receiver:
             raise ConfigError("start receiver", "otlp", "no protocol is switched on", "switch on grpc or http")
         for error in unfit(settings):
             raise error
-        asking = any(p and p.tls and p.tls.mutual for p in (settings.grpc, settings.http))
-        gate = Gate(settings.access, certificates=asking)
+        gate = Gate(settings.access, certificates=settings.certificates)
         self._http: HttpServer | None = None
         self._intake = Intake(sink, decoder, settings.intake, health=lambda: [*self._faults(), *health()])
-        self._http = HttpServer(self._intake, gate, settings.http) if settings.http else None
+        # Judged once more on the addresses that are bound: when `unfit` looked, a name may not have been known.
+        exposures = {name: _exposure(name, settings) for name in _PROTOCOLS}
+        refused = exposures if not settings.access.allow_insecure else dict.fromkeys(_PROTOCOLS)
+        self._http = HttpServer(self._intake, gate, settings.http, refused["http"]) if settings.http else None
         try:
-            self._grpc = GrpcServer(self._intake, gate, settings.grpc) if settings.grpc else None
+            self._grpc = GrpcServer(self._intake, gate, settings.grpc, refused["grpc"]) if settings.grpc else None
         except BaseException:
             if self._http:
                 self._http.finish_stop()
             raise
         servers = [server.certificates for server in (self._grpc, self._http) if server is not None]
         self._reloader = Reloader([watched for watched in (gate.watched, *servers) if watched is not None])
-        self._insecure = [where for where, error in _exposures(settings) if error is not None]
+        self._insecure = [e.subject for e in exposures.values() if e and not is_loopback(parse_endpoint(e.subject)[0])]
         self._stopped = False
 
     @property
@@ -166,6 +176,9 @@ def unfit(settings: ReceiverSettings) -> Iterator[ConfigError]:
     if access.senders is not None and access.senders_file is not None:
         hint = "give one of them"
         yield ConfigError("read senders", f"{_OTLP}.senders", "there is senders_file as well", hint)
+    unknown = None if settings.certificates else never_known(access.senders or ())
+    if unknown is not None:
+        yield unknown
     for name, protocol in (("grpc", settings.grpc), ("http", settings.http)):
         tls = protocol.tls if protocol else None
         key = f"{_OTLP}.protocols.{name}.tls"
@@ -176,23 +189,23 @@ def unfit(settings: ReceiverSettings) -> Iterator[ConfigError]:
         reason = "gRPC for Python speaks TLS 1.2 and 1.3, and cannot be told otherwise"
         yield ConfigError("use TLS", key, reason, "leave it at 1.2, or serve http alone")
     if not access.allow_insecure:
-        yield from (error for _, error in _exposures(settings) if error is not None)
+        exposures = (_exposure(name, settings) for name in _PROTOCOLS)
+        yield from (error for error in exposures if error is not None and is_exposed(error.subject))
 
 
-def _exposures(settings: ReceiverSettings) -> Iterator[tuple[str, ConfigError | None]]:
-    """Each endpoint that other machines reach, and why they should not; None: they may."""
-    for name, protocol in (("grpc", settings.grpc), ("http", settings.http)):
-        if protocol is None or not is_exposed(protocol.endpoint):
-            continue
-        tls, key = protocol.tls, f"{_OTLP}.protocols.{name}"
-        otherwise = f"or listen on localhost; {_OTLP}.allow_insecure: true listens all the same"
-        error = None
-        if tls is None:
-            reason = "other machines would reach it without encryption"
-            hint = f"set {key}.tls.cert_file and key_file, {otherwise}"
-            error = ConfigError("listen on", protocol.endpoint, reason, hint)
-        elif tls.client_ca_file is None and not settings.access.known:
-            reason = "any machine could write into the log"
-            hint = f"set {_OTLP}.senders or senders_file, or {key}.tls.client_ca_file, {otherwise}"
-            error = ConfigError("listen on", protocol.endpoint, reason, hint)
-        yield protocol.endpoint, error
+def _exposure(name: _Protocol, settings: ReceiverSettings) -> ConfigError | None:
+    """Why other machines should not reach this protocol, about its endpoint; None: they may, or it is not served."""
+    protocol = settings.grpc if name == "grpc" else settings.http
+    if protocol is None:
+        return None
+    tls, key = protocol.tls, f"{_OTLP}.protocols.{name}"
+    otherwise = f"or listen on localhost; {_OTLP}.allow_insecure: true listens all the same"
+    if tls is None:
+        reason = "other machines would reach it without encryption"
+        hint = f"set {key}.tls.cert_file and key_file, {otherwise}"
+        return ConfigError("listen on", protocol.endpoint, reason, hint)
+    if tls.client_ca_file is None and not settings.access.known:
+        reason = "any machine could write into the log"
+        hint = f"set {_OTLP}.senders or senders_file, or {key}.tls.client_ca_file, {otherwise}"
+        return ConfigError("listen on", protocol.endpoint, reason, hint)
+    return None

@@ -184,11 +184,6 @@ class Directory:
             if other is not sender:
                 raise ConfigError("read senders", sender.name, f"{other.name} has the same token", "make another")
 
-    @property
-    def by_certificate(self) -> bool:
-        """Whether any sender is known by its certificate."""
-        return any(sender.certificate for sender in self.senders)
-
     def of_token(self, digest: str) -> Sender | None:
         """The sender that has the token of this digest, whether that is enough or not."""
         return self._by_digest.get(digest)

@@ -32,10 +32,14 @@ class FakeLog:
     Args:
         held: futures stay open until `release`.
         error: what `submit` raises, or, with `late`, what the futures end with.
+        copies: it has all of that already.
     """
 
-    def __init__(self, *, held: bool = False, error: BaseException | None = None, late: bool = False) -> None:
+    def __init__(
+        self, *, held: bool = False, error: BaseException | None = None, late: bool = False, copies: bool = False
+    ) -> None:
         self.held = held
+        self.copies = copies
         self.error = error
         self.late = late
         self.taken: list[Decoded] = []
@@ -61,8 +65,9 @@ class FakeLog:
             if self.error is not None:
                 future.set_exception(self.error)
             else:
-                rows = decoded.records.num_rows
-                future.set_result(Receipt("audit", None, None, rows, 0, len(decoded.quarantine)))
+                rows, entries = decoded.records.num_rows, len(decoded.quarantine)
+                new = (0, rows, 0) if self.copies else (rows, 0, entries)
+                future.set_result(Receipt("audit", None, None, *new))
 
 
 def settings(

@@ -542,6 +542,58 @@ def test_a_service_that_would_be_open_to_other_machines_does_not_start(ca: Autho
             Receiver(FakeLog(), Decoder(), exposed)
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_what_an_endpoint_is_open_to_is_judged_on_the_addresses_that_are_bound(
+    transport: str, failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def resolve(host: str) -> list[str]:
+        asked.append(host)
+        if host != "audit.internal":
+            return [host]
+        if asked.count(host) <= failures:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return ["0.0.0.0"]
+
+    monkeypatch.setattr("otel_audit._receiver_bind._addresses", resolve)
+    given = settings()
+    assert given.grpc
+    assert given.http
+    if transport == "grpc":
+        named = replace(given, grpc=replace(given.grpc, endpoint="audit.internal:0"))
+    else:
+        named = replace(given, http=replace(given.http, endpoint="audit.internal:0"))
+    said = "the host is not known" if failures > 1 else "other machines would reach it without encryption"
+    with pytest.raises(ConfigError, match=said):
+        Receiver(FakeLog(), Decoder(), named)
+
+
+def test_an_open_endpoint_that_is_allowed_is_warned_of_also_while_names_do_not_resolve(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+
+    def resolve(host: str) -> list[str]:
+        asked.append(host)
+        if len(asked) > 1:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr("otel_audit._receiver_bind._addresses", resolve)
+    given = settings()
+    assert given.http
+    open_to_all = replace(
+        given,
+        access=AccessSettings(allow_insecure=True),
+        grpc=None,
+        http=replace(given.http, endpoint="audit.internal:0"),
+    )
+    with receiver(FakeLog(), open_to_all):
+        assert "audit.internal:0 is open to other machines" in caplog.text
+
+
 def test_a_sender_known_by_its_certificate_needs_a_protocol_that_asks_for_one(ca: Authority) -> None:
     access = AccessSettings((Sender("edge", certificate=("edge",)),))
     with pytest.raises(ConfigError, match="no protocol asks for one"):

@@ -329,8 +329,12 @@ def test_what_may_be_a_token_is_not_shown(tmp_path: Path) -> None:
     ("text", "said"),
     [
         (
-            "{senders_file: s.yaml, senders: [{name: a, certificate: b}]}",
+            f"{{senders_file: s.yaml, senders: [{{name: a, token_sha256: {'0a' * 32}}}]}}",
             ["receivers.otlp.senders", "there is senders_file as well"],
+        ),
+        (
+            "{senders: [{name: a, certificate: b}], protocols: {http: {tls: {cert_file: a, key_file: b}}}}",
+            ["no protocol asks for one", "client_ca_file"],
         ),
         ("{protocols: {grpc: {tls: {cert_file: a}}}}", ["grpc.tls", "needs cert_file and key_file"]),
         ("{protocols: {grpc: {tls: {cert_file: a, key_file: b, min_version: '1.3'}}}}", ["gRPC for Python"]),
@@ -360,6 +364,12 @@ def test_a_file_of_senders_is_looked_at_where_it_is_there(tmp_path: Path) -> Non
     senders.write_text("- {name: a}")
     (found,) = config.problems(path)
     assert "nothing says how it proves who it is" in str(found)
+    senders.write_text("- {name: a, certificate: b}")
+    (found,) = config.problems(path)
+    assert "no protocol asks for one" in str(found)
+    tls = "{cert_file: a, key_file: b, client_ca_file: c}"
+    path = write(tmp_path, f"receivers: {{otlp: {{senders_file: {senders}, protocols: {{grpc: {{tls: {tls}}}}}}}}}")
+    assert config.problems(path) == []
 
 
 @pytest.mark.parametrize(
@@ -369,6 +379,7 @@ def test_a_file_of_senders_is_looked_at_where_it_is_there(tmp_path: Path) -> Non
         "{protocols: {grpc: {endpoint: '0.0.0.0:4317', tls: {cert_file: a, key_file: b, client_ca_file: c}}}}",
         "{senders_file: s, protocols: {http: {endpoint: '0.0.0.0:4318', tls: {cert_file: a, key_file: b}}}}",
         "{senders_file: s, protocols: {http: {endpoint: 'localhost:4318'}}}",
+        "{senders: [{name: a, certificate: b}], protocols: {grpc: {tls: {cert_file: a, key_file: b, client_ca_file: c}}}}",
     ],
 )
 def test_settings_that_go_together_are_good(tmp_path: Path, text: str) -> None:

@@ -74,6 +74,22 @@ def test_why_an_address_cannot_be_used_is_said(code: int, said: str) -> None:
         bind("localhost:4317", bind_one)
 
 
+@pytest.mark.parametrize(("second", "refused"), [("192.0.2.1", True), ("::", True), ("::1", False)])
+def test_nothing_is_listened_on_where_other_machines_must_not_reach_any_of_it(
+    second: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("otel_audit._receiver_bind._addresses", lambda _: ["127.0.0.1", second])
+    tried, bind_one = refusing(0, 0)
+    error = ConfigError("listen on", "crm:0", "it is exposed")
+    if refused:
+        with pytest.raises(ConfigError) as raised:
+            bind("crm:0", bind_one, error)
+        assert raised.value is error
+        assert tried == []
+    bind("crm:0", bind_one, None if refused else error)
+    assert [address for address, _ in tried] == ["127.0.0.1", second]
+
+
 def test_a_host_that_is_not_known_is_an_error() -> None:
     _, bind_one = refusing()
     with pytest.raises(ConfigError, match="host is not known"):

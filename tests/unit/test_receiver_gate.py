@@ -317,6 +317,32 @@ def test_a_sender_speaks_for_its_sources_alone_also_where_a_call_is_left_out() -
     assert theirs is None or theirs.num_rows == 0, "it would hide a gap of somebody else's"
 
 
+def numbers_of(decoded: Decoded) -> list[tuple[str, int]]:
+    """Source and number of what came and is no record."""
+    rows = [] if decoded.unrecorded is None else decoded.unrecorded.to_pylist()
+    return [(row["source_id"], row["source_seq"]) for row in rows]
+
+
+def test_the_number_of_a_record_that_is_kept_in_quarantine_is_not_taken_for_lost() -> None:
+    resource = {"service.name": "crm", "audit.source.id": "ours-1"}
+    excluded = span({"url.path": "/healthz", "audit.source.seq": 1}, span_id=b"\1" * 8)
+    theirs = [span({"audit.service": "payroll", "audit.source.seq": seq}, span_id=bytes([seq]) * 8) for seq in (2, 4)]
+    foreign = span({"audit.source.id": "theirs-1", "audit.source.seq": 5}, span_id=b"\5" * 8)
+    mine = span({"audit.source.seq": 3}, span_id=b"\3" * 8)
+    log = FakeLog()
+    allowed = gate(sender(services=("crm",), sources=("ours-*",)))
+    decoder = Decoder(DecodeSettings(exclude_routes=("/healthz",)))
+    answer_of(allowed, log, encoded(request(*theirs, mine, foreign, resource=resource)), decoder=decoder)
+    answer_of(allowed, log, encoded(request(excluded, *theirs, mine, resource=resource)), decoder=decoder)
+    assert numbers_of(log.taken[0]) == [("ours-1", 2), ("ours-1", 4)], "of theirs-1 it would hide a gap"
+    assert numbers_of(log.taken[1]) == [("ours-1", 1), ("ours-1", 2), ("ours-1", 4)]
+    for decoded in log.taken:
+        check(decoded)
+        assert decoded.records.column("source_seq").to_pylist() == [3]
+    answer_of(allowed, log, body("payroll"))
+    assert log.taken[-1].unrecorded is None, "without numbers there is nothing to note"
+
+
 # --- how much -----------------------------------------------------------------------------------------------------------
 def test_a_sender_over_its_rate_is_told_when_to_come_again() -> None:
     log, clock = FakeLog(), Clock()
@@ -330,12 +356,33 @@ def test_a_sender_over_its_rate_is_told_when_to_come_again() -> None:
     assert limited.enter(lambda: SHOWN)
 
 
+def test_what_the_log_has_already_counts_a_tenth_but_a_request_counts() -> None:
+    log, clock = FakeLog(copies=True, held=True), Clock()
+    limited = gate(sender(rate_records_per_s=1, burst_records=10, services=("crm",)), clock=clock)
+    intake = Intake(log, Decoder())
+    answers = []
+    visits = [limited.enter(lambda: SHOWN) for _ in range(2)]
+    for visit, data in zip(visits, (body("crm", spans=50), body("payroll", spans=50)), strict=True):
+        with intake.admit() as permit:
+            answers.append(intake.offer(Request(data, visit=visit), permit))
+    assert turned_away(limited, SHOWN).answer.retry_after_s == pytest.approx(91), "until it is known they count in full"
+    log.release()
+    assert [answer.result(5).verdict for answer in answers] == [Verdict.ACCEPTED] * 2
+    assert turned_away(limited, SHOWN).answer.retry_after_s == pytest.approx(1), "10 of 10 are spent"
+    clock.now_s += 10
+    log.held = False
+    for _ in range(10):
+        answer_of(limited, log, body("crm"), intake)
+    assert turned_away(limited, SHOWN).reason == "rate_limited", "each counts one"
+
+
 def test_what_is_in_quarantine_counts_and_what_is_not_durable_does_not() -> None:
     clock = Clock()
     limited = gate(sender(rate_records_per_s=1, burst_records=10, services=("crm",)), clock=clock)
     for log in (
         FakeLog(error=UnavailableError("append", "log", "disk full")),
         FakeLog(error=UnavailableError("append", "log", "disk full"), late=True),
+        FakeLog(error=MemoryError()),
     ):
         assert answer_of(limited, log, body("crm", spans=50)).verdict is Verdict.RETRY
         assert limited.enter(lambda: SHOWN)

@@ -420,3 +420,9 @@ def test_an_exporter_that_cannot_work_is_found_before_the_service_starts(tmp_pat
 def test_headers_are_not_printed(tmp_path: Path) -> None:
     printed = config.tree(load(write(tmp_path, WHOLE)))
     assert printed["exporters"]["otlp_logs"]["headers"] == "[redacted]"
+
+
+@pytest.mark.parametrize("endpoint", ["https://u:hunter2@a:4318", "https://u:hunter2@a"])
+def test_the_password_of_an_endpoint_is_not_printed(tmp_path: Path, endpoint: str) -> None:
+    settings = load(write(tmp_path, f"exporters: {{otlp_logs: {{endpoint: '{endpoint}'}}}}"))
+    assert config.tree(settings)["exporters"]["otlp_logs"]["endpoint"] == endpoint.replace("u:hunter2@", "")

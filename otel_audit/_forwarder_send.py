@@ -307,7 +307,8 @@ class _Http:
         return Answer(Fate.MISCONFIGURED, reason, delay_s)
 
     def abort(self) -> None:
-        sock = self._connection.sock if self._connection is not None else None
+        connection = self._connection  # the thread that sends sets it to None at any moment
+        sock = connection.sock if connection is not None else None
         if isinstance(sock, socket.socket):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)

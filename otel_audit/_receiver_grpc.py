@@ -258,6 +258,7 @@ class GrpcServer:
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._set_health(serving=True)
+        self._started = False
         self._stopping = threading.Event()
         self._caretaker = threading.Thread(target=self._take_care, name="otlp-grpc-care", daemon=True)
         host, port = bind(settings.endpoint, self._bind_one)
@@ -265,6 +266,7 @@ class GrpcServer:
 
     def start(self) -> None:
         """Answer calls from now on."""
+        self._started = True
         self._server.start()
         self._caretaker.start()
 
@@ -272,6 +274,8 @@ class GrpcServer:
         """Take no new calls; the event is set when those under way have ended, after `grace_s` at the latest."""
         self._health.enter_graceful_shutdown()
         self._stopping.set()
+        if not self._started:
+            self._server.start()  # else gRPC keeps its ports; the intake takes nothing any more
         return self._server.stop(grace_s)
 
     def finish_stop(self) -> None:

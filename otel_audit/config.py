@@ -32,6 +32,7 @@ __all__ = ["ServerSettings", "load", "problems", "setting_keys", "tree"]
 _OPERATION: Final = "read configuration"
 _COMMAND_LINE: Final = "command line"
 _HIDDEN: Final = "[redacted]"
+_EXPORTER: Final = "exporters.otlp_logs"
 _LAST_LINE: Final = 1 << 31
 
 
@@ -130,6 +131,8 @@ class _Loading:
             present = list(self._flat(root)) if root.value is not None else []
             settings = self._only_listed(settings, {e.key for e in present})
             for entry in present:
+                if entry.key == _EXPORTER:  # it is meant to be on even where nothing is set below it
+                    settings = replace(settings, otlp_logs=settings.otlp_logs or OtlpLogsSettings())
                 if entry.key in BY_KEY:
                     settings = self._apply(settings, entry)
         for key, node in self._said.items():
@@ -143,9 +146,7 @@ class _Loading:
         try:
             exporter.check()
         except ConfigError as e:
-            self._problems.append(
-                (_LAST_LINE, ConfigError(_OPERATION, f"{path}, exporters.otlp_logs", e.reason, e.hint))
-            )
+            self._problems.append((_LAST_LINE, ConfigError(_OPERATION, f"{path}, {_EXPORTER}", e.reason, e.hint)))
 
     def _flat(self, node: Node, above: str = "") -> Iterator[_Entry]:
         """Sections and settings of a file by their full keys."""

@@ -403,7 +403,7 @@ def test_a_tree_has_every_key_that_has_a_value() -> None:
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ("{from: now}", "not the address of an OTLP endpoint.*set exporters.otlp_logs.endpoint"),
+        ("{from: now}", "it needs an endpoint.*set exporters.otlp_logs.endpoint"),
         ("{endpoint: 'localhost:4317'}", "not the address of an OTLP endpoint"),
         ("{endpoint: 'http://h:1', tls: {ca_file: /dev/null}}", "tls settings, but no TLS"),
         ("{endpoint: 'https://h:1', tls: {cert_file: /dev/null}}", "go together"),
@@ -426,3 +426,23 @@ def test_headers_are_not_printed(tmp_path: Path) -> None:
 def test_the_password_of_an_endpoint_is_not_printed(tmp_path: Path, endpoint: str) -> None:
     settings = load(write(tmp_path, f"exporters: {{otlp_logs: {{endpoint: '{endpoint}'}}}}"))
     assert config.tree(settings)["exporters"]["otlp_logs"]["endpoint"] == endpoint.replace("u:hunter2@", "")
+
+
+@pytest.mark.parametrize(
+    "written", ["otlp_logs:", "otlp_logs: {}", "otlp_logs: {tls: }", "otlp_logs: {protocol: grpc}"]
+)
+def test_an_exporter_without_an_endpoint_is_a_fault(tmp_path: Path, written: str) -> None:
+    said = fault(tmp_path, f"exporters:\n  {written}\n")
+    assert "exporters.otlp_logs: it needs an endpoint" in said
+    assert "set exporters.otlp_logs.endpoint to http://host:port" in said
+
+
+@pytest.mark.parametrize("written", ["exporters:", "exporters: {}", "exporters:\nreceivers: {otlp: }"])
+def test_a_section_without_anything_says_nothing(tmp_path: Path, written: str) -> None:
+    assert load(write(tmp_path, written)) == ServerSettings()
+
+
+@pytest.mark.parametrize("endpoint", ["http://[a", "http://a:99999", "a:4317"])
+def test_an_endpoint_that_is_none_is_a_fault(tmp_path: Path, endpoint: str) -> None:
+    said = fault(tmp_path, f"exporters: {{otlp_logs: {{endpoint: '{endpoint}'}}}}")
+    assert "exporters.otlp_logs: not the address of an OTLP endpoint" in said

@@ -133,6 +133,8 @@ class Telemetry:
         if not self._settings.readers:
             return
         self._provider = MeterProvider(self._readers(), resource=self._resource, shutdown_on_exit=False)
+        # `OTEL_SDK_DISABLED` is for programs that are observed; whoever configures readers wants to read. There is no other way.
+        self._provider._disabled = False  # noqa: SLF001
         meter = self._provider.get_meter(_SCOPE, __version__)
         for name in self._watched:
             made = meter.create_observable_counter if BY_NAME[name].kind == "counter" else meter.create_observable_gauge

@@ -112,7 +112,7 @@ _SETTINGS: Final = (
     Setting("log.disk_reserve_mib", "log.disk_reserve_bytes", kinds.MEBIBYTES),
     Setting("log.disk_ready_mib", "log.disk_ready_bytes", kinds.MEBIBYTES),
     Setting("log.late_after", "log.late_s", kinds.DURATION),
-    Setting(f"{_LOGS}.endpoint", "otlp_logs.endpoint", kinds.TEXT),
+    Setting(f"{_LOGS}.endpoint", "otlp_logs.endpoint", kinds.URL),
     Setting(f"{_LOGS}.protocol", "otlp_logs.protocol", kinds.choice("grpc", "http/protobuf")),
     Setting(f"{_LOGS}.headers", "otlp_logs.headers", kinds.HEADERS, secret=True),
     Setting(f"{_LOGS}.timeout", "otlp_logs.timeout_s", kinds.DURATION),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from otel_audit._config_values import Kind, UnfitError
+from otel_audit._config_values import Kind, UnfitError, hidden, without_userinfo
 from otel_audit._yaml_file import Node
 from otel_audit.telemetry import OtlpReader, PrometheusReader, Reader
 
@@ -88,6 +88,14 @@ def _words(*allowed: str) -> Callable[[Node], str]:
 
 
 def _headers(node: Node) -> tuple[tuple[str, str], ...]:
+    """Nothing of what is below is ever shown: in a wrong shape, a secret may stand anywhere."""
+    try:
+        return _pairs(node)
+    except UnfitError as e:
+        raise UnfitError(str(e), hidden(e.node or node)) from e
+
+
+def _pairs(node: Node) -> tuple[tuple[str, str], ...]:
     """A list of names and values as the Collector has it now, or a mapping as it had it before."""
     if isinstance(node.value, dict):
         return tuple((name, _header_value(value)) for name, value in node.mapping.items())
@@ -105,19 +113,23 @@ def _headers(node: Node) -> tuple[tuple[str, str], ...]:
 def _header_value(node: Node) -> str:
     value = node.text or node.value
     if not isinstance(value, str):
-        raise UnfitError("a header needs text as its value: quote it", Node(_HIDDEN, node.file, node.line))
+        raise UnfitError("a header needs text as its value: quote it", node)
     return value
 
 
 def _endpoint(node: Node) -> str:
     text = _text(node)
-    url = urlsplit(text if "://" in text else f"https://{text}")
+    shown = Node(text.rpartition("@")[2], node.file, node.line)  # of a bad URL, a password may reach anywhere
+    try:
+        url = urlsplit(text if "://" in text else f"https://{text}")
+    except ValueError as e:
+        raise UnfitError("is no URL", shown) from e
     if url.scheme not in {"http", "https"} or not url.hostname:
-        raise UnfitError("needs a URL such as http://localhost:4317", _bare(node))
+        raise UnfitError("needs a URL such as http://localhost:4317", shown)
     try:
         _ = url.port
     except ValueError as e:
-        raise UnfitError("has no port between 0 and 65535", _bare(node)) from e
+        raise UnfitError("has no port between 0 and 65535", shown) from e
     return text
 
 
@@ -179,8 +191,8 @@ def _prometheus_written(reader: PrometheusReader) -> object:
 
 
 def _otlp_written(reader: OtlpReader) -> object:
-    """Without the values of headers."""
-    exporter: dict[str, object] = {"protocol": reader.protocol, "endpoint": reader.endpoint}
+    """Without the values of headers, and the password of a URL."""
+    exporter: dict[str, object] = {"protocol": reader.protocol, "endpoint": without_userinfo(reader.endpoint)}
     if reader.headers:
         exporter["headers"] = [{"name": name, "value": _HIDDEN} for name, _ in reader.headers]
     exporter |= {"timeout": reader.timeout_ms, "compression": reader.compression, "insecure": reader.insecure}

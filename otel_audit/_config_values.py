@@ -22,9 +22,12 @@ __all__ = [
     "MEBIBYTES",
     "TEXT",
     "TEXTS",
+    "URL",
     "Kind",
     "UnfitError",
     "choice",
+    "hidden",
+    "without_userinfo",
 ]
 
 
@@ -83,6 +86,19 @@ def _endpoint(node: Node) -> str:
     return text
 
 
+def hidden(node: Node) -> Node:
+    """The place of a value that may be secret, without the value."""
+    return Node("[redacted]", node.file, node.line)
+
+
+_USERINFO: Final = re.compile(r"^((?:[A-Za-z][A-Za-z0-9+.-]*://)?)[^/?#]*@")
+
+
+def without_userinfo(url: str) -> str:
+    """A good URL without the name and password it may hold, as it can be shown."""
+    return _USERINFO.sub(r"\1", url)
+
+
 _DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+")
 _UNITS_S: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -126,6 +142,7 @@ def _headers(node: Node) -> tuple[tuple[str, str], ...]:
 
 
 TEXT: Final = Kind(_text)
+URL: Final = Kind(_text, without_userinfo)
 HEADERS: Final = Kind(_headers, dict)
 BOOLEAN: Final = Kind(_boolean)
 INTEGER: Final = Kind(_integer)

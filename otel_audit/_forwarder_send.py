@@ -75,14 +75,15 @@ class OtlpLogsSettings:
 
     def check(self) -> None:
         """Raise `ConfigError` unless the settings go together and their files can be read."""
-        parts = urlsplit(self.endpoint)
         try:
+            parts = urlsplit(self.endpoint)
             good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
         except ValueError:
             good = False
         if not good:
             hint = "set exporters.otlp_logs.endpoint to http://host:port, or https://host:port for TLS"
-            raise ConfigError(_OPERATION, repr(self.endpoint), "not the address of an OTLP endpoint", hint)
+            reason = "not the address of an OTLP endpoint" if self.endpoint else "it needs an endpoint"
+            raise ConfigError(_OPERATION, repr(self.endpoint.rpartition("@")[2]), reason, hint)
         if (self.cert_file is None) != (self.key_file is None):
             raise ConfigError(_OPERATION, self.endpoint, "cert_file and key_file go together", "set both or none")
         if self.insecure_skip_verify and self.protocol == "grpc":
@@ -311,7 +312,8 @@ class _Http:
         return Answer(Fate.MISCONFIGURED, reason, delay_s)
 
     def abort(self) -> None:
-        sock = self._connection.sock if self._connection is not None else None
+        connection = self._connection  # the thread that sends sets it to None at any moment
+        sock = connection.sock if connection is not None else None
         if isinstance(sock, socket.socket):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from otel_audit import _config_values as kinds
-from otel_audit._config_values import Kind, UnfitError
+from otel_audit._config_values import Kind, UnfitError, hidden
 from otel_audit._yaml_file import Node, load_yaml
 from otel_audit.errors import ConfigError
 from otel_audit.senders import Directory, Sender
 
 __all__ = ["SENDERS", "load_senders"]
 
+_WORD: Final = re.compile(r"(?!oat_)[A-Za-z][A-Za-z0-9_]{,31}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -25,11 +26,13 @@ def _one_or_more(node: Node) -> tuple[str, ...]:
 
 
 def _digests(node: Node) -> tuple[str, ...]:
-    digests = tuple(text.lower() for text in _one_or_more(node))
+    need = UnfitError("needs the SHA-256 of a token, 64 hexadecimal digits; otel-audit token prints it", hidden(node))
+    try:
+        digests = tuple(text.lower() for text in _one_or_more(node))
+    except UnfitError as e:
+        raise need from e
     if not all(map(_SHA256.fullmatch, digests)):
-        # The value may be the token itself: it is not shown.
-        hidden = Node("[redacted]", node.file, node.line)
-        raise UnfitError("needs the SHA-256 of a token, 64 hexadecimal digits; otel-audit token prints it", hidden)
+        raise need
     return digests
 
 
@@ -46,25 +49,35 @@ _KEYS: Final[Mapping[str, tuple[str, Kind]]] = {
 """The keys of a sender, and the fields they are."""
 
 
+# Where something has the wrong shape or place, it may be a token: it is not shown.
 def _sender(node: Node) -> Sender:
     if not isinstance(node.value, dict):
-        raise UnfitError("needs the keys of a sender, such as name and token_sha256", node)
+        raise UnfitError("needs the keys of a sender, such as name and token_sha256", hidden(node))
     for key, below in node.mapping.items():
         if key not in _KEYS:
             hint = "a token itself is never written down; " if key in ("token", "tokens") else ""
-            raise UnfitError(
-                f"{hint}a sender has no {key}; it has {', '.join(_KEYS)}", Node(key, below.file, below.line)
+            at, shown = (
+                (Node(key, below.file, below.line), key) if _WORD.fullmatch(key) else (hidden(below), "such key")
             )
-    values = {_KEYS[key][0]: _KEYS[key][1].read(below) for key, below in node.mapping.items()}
+            raise UnfitError(f"{hint}a sender has no {shown}; it has {', '.join(_KEYS)}", at)
+    values = {_KEYS[key][0]: _value(key, below) for key, below in node.mapping.items()}
     if "name" not in values:
         raise UnfitError("needs a name", Node("a sender", node.file, node.line))
     return Sender(**values)
 
 
+def _value(key: str, node: Node) -> Any:
+    try:
+        return _KEYS[key][1].read(node)
+    except UnfitError as e:
+        at = e.node or node
+        raise UnfitError(str(e), hidden(at) if isinstance(at.value, dict | list) else at) from e
+
+
 def _senders(node: Node) -> tuple[Sender, ...]:
     senders = tuple(map(_sender, node.items))
     if not senders:
-        raise UnfitError("needs a list of at least one sender", node)
+        raise UnfitError("needs a list of at least one sender", hidden(node))
     try:
         Directory(senders)
     except ConfigError as e:

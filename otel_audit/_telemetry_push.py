@@ -23,6 +23,7 @@ from otel_audit.errors import ConfigError
 __all__ = ["periodic_reader"]
 
 _PATH: Final = "/v1/metrics"
+_OF_THE_SDK: Final = ("content-type", "content-encoding", "user-agent")
 Completed = Callable[[MetricsData], MetricsData]
 
 
@@ -65,6 +66,37 @@ def periodic_reader(settings: OtlpReader, complete: Completed) -> MetricReader:
     )
 
 
+# The SDK's exporters add what `OTEL_EXPORTER_OTLP_*` say, which are meant for another endpoint: a secret of that one must
+# not go to ours, which would also be refused. Here only the settings count.
+class _Headers(tuple[tuple[str, str], ...]):
+    """Header fields that are not taken for unset where there are none."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def _session(settings: OtlpReader) -> Any:
+    """A session of HTTP that sends the headers and uses the certificates of the settings, whatever it is told."""
+    import requests  # the exporter needs it anyway
+
+    given = {name.lower(): value for name, value in settings.headers}
+    key = settings.client_key
+    certificate = (settings.client_certificate, key) if key else settings.client_certificate or None
+
+    class Session(requests.Session):
+        def request(self, method: Any, url: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+            kept = {name: value for name, value in (kwargs.get("headers") or {}).items() if name.lower() in _OF_THE_SDK}
+            return super().request(method, url, **{**kwargs, "headers": kept | given})
+
+        def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+            verify = settings.certificate or True
+            return {**super().merge_environment_settings(url, proxies, stream, verify, cert), "cert": certificate}
+
+    return Session()
+
+
 def _grpc_exporter(settings: OtlpReader) -> Any:
     from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 
@@ -74,7 +106,7 @@ def _grpc_exporter(settings: OtlpReader) -> Any:
         endpoint=url.netloc,
         insecure=insecure,
         credentials=None if insecure else _credentials(settings),
-        headers=tuple((name.lower(), value) for name, value in settings.headers) or None,
+        headers=_Headers((name.lower(), value) for name, value in settings.headers),
         timeout=settings.timeout_ms / 1000,
         compression=grpc.Compression.Gzip if settings.compression == "gzip" else grpc.Compression.NoCompression,
     )
@@ -90,10 +122,7 @@ def _http_exporter(settings: OtlpReader) -> Any:
             _read(path)
     return OTLPMetricExporter(
         endpoint=url._replace(path=url.path if url.path.strip("/") else _PATH).geturl(),
-        certificate_file=settings.certificate or None,
-        client_key_file=settings.client_key or None,
-        client_certificate_file=settings.client_certificate or None,
-        headers=dict(settings.headers) or None,
+        session=_session(settings),
         timeout=settings.timeout_ms / 1000,
         compression=Compression.Gzip if settings.compression == "gzip" else Compression.NoCompression,
     )

@@ -20,6 +20,8 @@ __all__ = ["Node", "Unset", "load_yaml", "merge", "parse_yaml"]
 
 _OPERATION: Final = "read configuration"
 _REFERENCE: Final = re.compile(r"\$\$|\$\{(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):)?(?P<rest>[^${}]*)\}")
+_QUOTED: Final = re.compile(r"'(?!<)[^']{2,}'|\"(?!<)[^\"]{2,}\"")  # names of aliases and tags; not `<block end>`
+_QUOTE: Final = "quote a value that has special characters"
 _NODES_MAX: Final = 100_000  # a few lines of aliases can stand for billions of values
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -100,9 +102,19 @@ def parse_yaml(text: str, file: str, *, unset: Unset | None = None) -> Node:
             return Node(None, file, 1)
         return _Reader(file, unset or _must_be_set, root).read(root, root.start_mark.line + 1)
     except yaml.YAMLError as e:
-        raise ConfigError(_OPERATION, file, f"not YAML: {' '.join(str(e).split())}") from e
+        raise _not_yaml(e, file) from e
     except RecursionError as e:
         raise ConfigError(_OPERATION, file, "it is nested too deeply") from e
+
+
+def _not_yaml(error: yaml.YAMLError, file: str) -> ConfigError:
+    """What is wrong and where; not what stands there, which may be a secret, as PyYAML's own text has it."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return ConfigError(_OPERATION, file, f"not YAML: {' '.join(str(error).split())}")
+    mark = error.problem_mark
+    problem = _QUOTED.sub("…", error.problem or "it cannot be read")
+    place = f"{file}:{mark.line + 1}"
+    return ConfigError(_OPERATION, place, f"not YAML: {problem}, at column {mark.column + 1}", _QUOTE)
 
 
 def merge(below: Node, above: Node) -> Node:

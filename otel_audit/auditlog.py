@@ -250,11 +250,14 @@ class AuditLog:
         left_s = None if due_s is None else max(due_s - time.monotonic(), 0.0)
         if self._thread.is_alive() or not self._sealer.close(left_s):
             return False
-        if self._journal is not None:
-            self._journal.close()
-        self._quarantine.close()
-        self._notes.close()
-        os.close(self._lock_fd)
+        with (
+            contextlib.ExitStack() as last_first
+        ):  # a file that cannot be closed keeps neither the others open nor the folder
+            last_first.callback(os.close, self._lock_fd)
+            last_first.callback(self._notes.close)
+            last_first.callback(self._quarantine.close)
+            if self._journal is not None:
+                last_first.callback(self._journal.close)
         return True
 
     @property

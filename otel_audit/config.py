@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 from otel_audit import names, receiver
 from otel_audit._config_settings import (
@@ -26,12 +27,15 @@ from otel_audit._senders_file import load_senders
 from otel_audit._yaml_file import Node, load_yaml
 from otel_audit.errors import ConfigError
 from otel_audit.forwarder import OtlpLogsSettings
+from otel_audit.receiver import ReceiverSettings, parse_endpoint
 
 __all__ = ["ServerSettings", "load", "problems", "setting_keys", "tree"]
 
 _OPERATION: Final = "read configuration"
 _COMMAND_LINE: Final = "command line"
 _HIDDEN: Final = "[redacted]"
+_EXPORTER: Final = "exporters.otlp_logs"
+_EVERYWHERE: Final = {"0.0.0.0": {"127.0.0.1"}, "::": {"127.0.0.1", "::1"}}  # noqa: S104 - not listened on here
 _LAST_LINE: Final = 1 << 31
 
 
@@ -134,22 +138,22 @@ class _Loading:
             present = list(self._flat(root)) if root.value is not None else []
             settings = self._only_listed(settings, {e.key for e in present})
             for entry in present:
+                if entry.key == _EXPORTER:  # it is meant to be on even where nothing is set below it
+                    settings = replace(settings, otlp_logs=settings.otlp_logs or OtlpLogsSettings())
                 if entry.key in BY_KEY:
                     settings = self._apply(settings, entry)
         for key, node in self._said.items():
             settings = self._apply(settings, _Entry(key, node, _COMMAND_LINE))
         if settings.otlp_logs is not None:
-            self._check(settings.otlp_logs, path)
+            self._check(settings.otlp_logs, settings.receiver, path)
         return settings
 
-    def _check(self, exporter: OtlpLogsSettings, path: str | os.PathLike[str] | None) -> None:
+    def _check(self, exporter: OtlpLogsSettings, own: ReceiverSettings, path: str | os.PathLike[str] | None) -> None:
         """What can be said of an exporter only once all of its settings are read."""
         try:
-            exporter.check()
+            _check_exporter(exporter, own)
         except ConfigError as e:
-            self._problems.append(
-                (_LAST_LINE, ConfigError(_OPERATION, f"{path}, exporters.otlp_logs", e.reason, e.hint))
-            )
+            self._problems.append((_LAST_LINE, ConfigError(_OPERATION, f"{path}, {_EXPORTER}", e.reason, e.hint)))
 
     def _flat(self, node: Node, above: str = "") -> Iterator[_Entry]:
         """Sections and settings of a file by their full keys."""
@@ -198,6 +202,27 @@ def _with(node: Any, path: list[str], value: object) -> Any:
         below = getattr(node, name)
         value = _with(OPTIONAL[name]() if below is None else below, rest, value)
     return replace(node, **{name: value})
+
+
+def _check_exporter(exporter: OtlpLogsSettings, own: ReceiverSettings) -> None:
+    exporter.check()
+    if any(_leads_to(exporter, protocol.endpoint) for protocol in (own.grpc, own.http) if protocol is not None):
+        reason = "the endpoint is this service itself, which would take its own records for new ones"
+        raise ConfigError(_OPERATION, _EXPORTER, reason, "name the endpoint of another service")
+
+
+def _leads_to(exporter: OtlpLogsSettings, listening: str) -> bool:
+    """Whether an exporter would reach who listens there, as far as that can be said without looking up names."""
+    url = urlsplit(exporter.endpoint)
+    usual = 443 if exporter.tls else {"grpc": 4317}.get(exporter.protocol, 80)
+    own, port = parse_endpoint(listening)
+    if (url.port or usual) != port or port == 0:
+        return False
+    here = {"localhost": {"127.0.0.1", "::1"}}
+    host = (url.hostname or "").lower()
+    reached, heard = here.get(host, {host}), here.get(own.lower(), {own.lower()})
+    heard |= _EVERYWHERE.get(own, set())
+    return bool(reached & heard)
 
 
 def _unknown(source: str, key: str) -> ConfigError:

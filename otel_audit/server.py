@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
@@ -81,32 +81,40 @@ class Server:
         self.telemetry = Telemetry(settings.telemetry)
         """Its metrics; what is to be told is watched before `start`."""
         self.log = AuditLog.open(settings.directory, settings.log)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.log.close)
+            undo.callback(self.telemetry.stop)
             self._health = Health(self.log, health or HealthSettings())
             self.telemetry.open()
             self._forwarder = Forwarder(self.log, settings.otlp_logs) if settings.otlp_logs else None
             self._receiver = Receiver(self.log, Decoder(settings.decode), settings.receiver, self._health.reasons)
-        except BaseException:
-            self.telemetry.stop()
-            self.log.close()
-            raise
-        watch_process(self.telemetry)
-        watch_service(self.telemetry, self.log, self._receiver, settings.receiver, self._health)
-        if self._forwarder:
-            watch_forwarder(self.telemetry, self._forwarder)
-        self._watch = Watch(self.log)
-        directory = str(Path(settings.directory).resolve())
-        self.addresses = Addresses(self._receiver.grpc_address, self._receiver.http_address, directory)
+            undo.callback(self._receiver.stop, 0.0)
+            watch_process(self.telemetry)
+            watch_service(self.telemetry, self.log, self._receiver, settings.receiver, self._health)
+            if self._forwarder:
+                watch_forwarder(self.telemetry, self._forwarder)
+            self._watch = Watch(self.log)
+            directory = str(Path(settings.directory).resolve())
+            self.addresses = Addresses(self._receiver.grpc_address, self._receiver.http_address, directory)
+            undo.pop_all()
 
     def start(self) -> Addresses:
-        """Take requests from now on; gives where."""
+        """Take requests from now on; gives where. It is stopped again if that fails."""
+        try:
+            self._start()
+        except BaseException:
+            with suppress(Exception):  # why it did not start is what counts
+                self.stop()
+            raise
+        return self.addresses
+
+    def _start(self) -> None:
         self._health.start()
         self.telemetry.start()
         self._receiver.start()
         self._watch.start()
         if self._forwarder:
             self._forwarder.start()
-        return self.addresses
 
     def stop(self, grace_s: float | None = None) -> Ending:
         """Refuse new requests, wait up to `grace_s` for those under way, then close the log.
@@ -115,16 +123,28 @@ class Server:
             grace_s: None: the shutdown timeout of the settings.
 
         A few seconds beyond `grace_s` the caller gets control back whatever hangs. What was acknowledged is on disk.
+        What fails keeps nothing else from being stopped; the first error is raised at the end.
         """
         grace_s = self._shutdown_timeout_s if grace_s is None else grace_s
         due_s = time.monotonic() + grace_s
-        ended = _within(grace_s + _CLOSE_S, "otel-audit-stop", lambda: self._receiver.stop(grace_s))
-        if self._forwarder:
-            self._forwarder.stop()
-        closed = self.log.close(max(due_s - time.monotonic(), _CLOSE_S))
-        self._watch.stop(max(due_s - time.monotonic(), 0.0) if closed else 0.0)
-        self._health.stop()
-        self.telemetry.stop(min(max(due_s - time.monotonic(), 1.0), _CLOSE_S))
+        ended = closed = False
+
+        def receiver() -> None:
+            nonlocal ended
+            ended = _within(grace_s + _CLOSE_S, "otel-audit-stop", lambda: self._receiver.stop(grace_s))
+
+        def log() -> None:
+            nonlocal closed
+            closed = self.log.close(max(due_s - time.monotonic(), _CLOSE_S))
+
+        _each(
+            receiver,
+            self._forwarder.stop if self._forwarder else None,
+            log,
+            lambda: self._watch.stop(max(due_s - time.monotonic(), 0.0) if closed else 0.0),
+            self._health.stop,
+            lambda: self.telemetry.stop(min(max(due_s - time.monotonic(), 1.0), _CLOSE_S)),
+        )
         if self.log.committing or not ended:
             return "hanging"
         return "ended" if closed else "sealing"
@@ -146,11 +166,7 @@ class Server:
         return self.log.tracker.stats()
 
     def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -234,6 +250,21 @@ def _within(timeout_s: float, name: str, do: Callable[[], None]) -> bool:
     if failed:
         raise failed[0]
     return not thread.is_alive()
+
+
+def _each(*steps: Callable[[], None] | None) -> None:
+    """Do one after the other, each whatever became of those before; raises the first error, logs others."""
+    failed: list[BaseException] = []
+    for step in steps:
+        try:
+            if step:
+                step()
+        except BaseException as e:
+            failed.append(e)
+    for error in failed[1:]:
+        _log.error("stopping: %s: %s", type(error).__name__, error)
+    if failed:
+        raise failed[0]
 
 
 def _pairs(stats: _Stats) -> Iterator[str]:

@@ -132,9 +132,9 @@ class Telemetry:
         """
         if not self._settings.readers:
             return
-        readers: list[MetricReader] = [self._memory] if self._endpoints else []
-        readers += [periodic_reader(r, self._complete) for r in self._settings.readers if isinstance(r, OtlpReader)]
-        self._provider = MeterProvider(readers, resource=self._resource, shutdown_on_exit=False)
+        self._provider = MeterProvider(self._readers(), resource=self._resource, shutdown_on_exit=False)
+        # `OTEL_SDK_DISABLED` is for programs that are observed; whoever configures readers wants to read. There is no other way.
+        self._provider._disabled = False  # noqa: SLF001
         meter = self._provider.get_meter(_SCOPE, __version__)
         for name in self._watched:
             made = meter.create_observable_counter if BY_NAME[name].kind == "counter" else meter.create_observable_gauge
@@ -143,6 +143,18 @@ class Telemetry:
             if not is_loopback(parse_endpoint(endpoint.address)[0]):
                 _log.warning("metrics at %s are open to other machines, without authentication", endpoint.address)
             endpoint.start()
+
+    def _readers(self) -> list[MetricReader]:
+        readers: list[MetricReader] = [self._memory] if self._endpoints else []
+        try:
+            for reader in self._settings.readers:
+                if isinstance(reader, OtlpReader):
+                    readers.append(periodic_reader(reader, self._complete))  # noqa: PERF401 - what was made must be known
+        except BaseException:
+            for made in readers:  # their threads run already
+                made.shutdown()
+            raise
+        return readers
 
     def stop(self, timeout_s: float = 2.0) -> None:
         """Push the last numbers, if that can be done in time, and let nobody read any more."""

@@ -416,7 +416,7 @@ def test_a_tree_has_every_key_that_has_a_value() -> None:
 @pytest.mark.parametrize(
     ("said", "why"),
     [
-        ("{from: now}", "not the address of an OTLP endpoint.*set exporters.otlp_logs.endpoint"),
+        ("{from: now}", "it needs an endpoint.*set exporters.otlp_logs.endpoint"),
         ("{endpoint: 'localhost:4317'}", "not the address of an OTLP endpoint"),
         ("{endpoint: 'http://h:1', tls: {ca_file: /dev/null}}", "tls settings, but no TLS"),
         ("{endpoint: 'https://h:1', tls: {cert_file: /dev/null}}", "go together"),
@@ -433,3 +433,70 @@ def test_an_exporter_that_cannot_work_is_found_before_the_service_starts(tmp_pat
 def test_headers_are_not_printed(tmp_path: Path) -> None:
     printed = config.tree(load(write(tmp_path, WHOLE)))
     assert printed["exporters"]["otlp_logs"]["headers"] == "[redacted]"
+
+
+@pytest.mark.parametrize("endpoint", ["https://u:hunter2@a:4318", "https://u:hunter2@a"])
+def test_the_password_of_an_endpoint_is_not_printed(tmp_path: Path, endpoint: str) -> None:
+    settings = load(write(tmp_path, f"exporters: {{otlp_logs: {{endpoint: '{endpoint}'}}}}"))
+    assert config.tree(settings)["exporters"]["otlp_logs"]["endpoint"] == endpoint.replace("u:hunter2@", "")
+
+
+@pytest.mark.parametrize(
+    "written", ["otlp_logs:", "otlp_logs: {}", "otlp_logs: {tls: }", "otlp_logs: {protocol: grpc}"]
+)
+def test_an_exporter_without_an_endpoint_is_a_fault(tmp_path: Path, written: str) -> None:
+    said = fault(tmp_path, f"exporters:\n  {written}\n")
+    assert "exporters.otlp_logs: it needs an endpoint" in said
+    assert "set exporters.otlp_logs.endpoint to http://host:port" in said
+
+
+@pytest.mark.parametrize("written", ["exporters:", "exporters: {}", "exporters:\nreceivers: {otlp: }"])
+def test_a_section_without_anything_says_nothing(tmp_path: Path, written: str) -> None:
+    assert load(write(tmp_path, written)) == ServerSettings()
+
+
+@pytest.mark.parametrize("endpoint", ["http://[a", "http://a:99999", "a:4317"])
+def test_an_endpoint_that_is_none_is_a_fault(tmp_path: Path, endpoint: str) -> None:
+    said = fault(tmp_path, f"exporters: {{otlp_logs: {{endpoint: '{endpoint}'}}}}")
+    assert "exporters.otlp_logs: not the address of an OTLP endpoint" in said
+
+
+@pytest.mark.parametrize(
+    ("listening", "exporter", "itself"),
+    [
+        ("localhost:4317", "endpoint: 'http://localhost:4317'", True),
+        ("localhost:4317", "endpoint: 'http://LOCALHOST'", True),
+        ("localhost:4317", "endpoint: 'http://127.0.0.1:4317'", True),
+        ("localhost:4317", "endpoint: 'http://[::1]:4317'", True),
+        ("0.0.0.0:4317", "endpoint: 'http://localhost:4317'", True),
+        ("audit.example:443", "endpoint: 'https://audit.example'", True),
+        ("localhost:80", "endpoint: 'http://localhost/x', protocol: http/protobuf", True),
+        ("localhost:4317", "endpoint: 'http://localhost:4318', protocol: http/protobuf", True),
+        ("localhost:4317", "endpoint: 'http://localhost:14317'", False),
+        ("localhost:4317", "endpoint: 'http://logs.example:4317'", False),
+        ("127.0.0.1:4317", "endpoint: 'http://127.0.0.2:4317'", False),
+        ("0.0.0.0:4317", "endpoint: 'http://logs.example:4317'", False),
+        ("localhost:80", "endpoint: 'http://localhost'", False),
+    ],
+)
+def test_a_service_does_not_pass_records_on_to_itself(
+    tmp_path: Path, listening: str, exporter: str, *, itself: bool
+) -> None:
+    path = write(
+        tmp_path,
+        f"receivers: {{otlp: {{protocols: {{grpc: {{endpoint: '{listening}'}}, http: }}}}}}\n"
+        f"exporters: {{otlp_logs: {{{exporter}}}}}",
+    )
+    found = [str(e) for e in config.problems(path) if "this service itself" in str(e)]
+    assert [bool(re.search("exporters.otlp_logs: .*; name the endpoint of another", e)) for e in found] == [
+        True
+    ] * itself
+
+
+def test_a_service_that_listens_elsewhere_by_the_command_line_may_pass_records_on_to_the_usual_port(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path, "exporters: {otlp_logs: {endpoint: 'http://localhost:4317'}}")
+    with pytest.raises(ConfigError, match="this service itself"):
+        load(path)
+    assert load(path, {"grpc": "localhost:14317"}).otlp_logs

@@ -69,6 +69,7 @@ def test_an_endpoint_without_a_scheme_is_spoken_to_with_tls_unless_it_is_said_to
         ("{periodic: {exporter: {otlp: {protocol: grpc}}}}", "needs an endpoint"),
         ("{periodic: {exporter: {otlp: {endpoint: 'ftp://a'}}}}", "needs a URL such as"),
         ("{periodic: {exporter: {otlp: {endpoint: 'a:99999'}}}}", "no port between"),
+        ("{periodic: {exporter: {otlp: {endpoint: 'http://[a'}}}}", "is no URL"),
         ("{periodic: {exporter: {otlp: {endpoint: a, protocol: http/json}}}}", "needs one of grpc, http/protobuf"),
         ("{periodic: {interval: 60s, exporter: {otlp: {endpoint: a}}}}", "'60s': needs milliseconds"),
         ("{periodic: {exporter: {otlp: {endpoint: a, temporality_preference: delta}}}}", "needs one of cumulative"),
@@ -85,19 +86,38 @@ def test_a_fault_in_a_reader_says_where_and_what_is_known(tmp_path: Path, text: 
 
 @pytest.mark.parametrize(
     "headers",
-    ["{authorization: {oh: hunter2}}", "[hunter2]", "[{name: a, value: [hunter2]}]", "[{name: a, secret: hunter2}]"],
+    [
+        "{authorization: {oh: hunter2}}",
+        "[hunter2]",
+        "'authorization: hunter2'",
+        "[{name: a, value: [hunter2]}]",
+        "[{name: a, secret: hunter2}]",
+        "[{hunter2: a}]",
+    ],
 )
 def test_the_value_of_a_header_is_never_shown(tmp_path: Path, headers: str) -> None:
     with pytest.raises(ConfigError) as error:
         readers(tmp_path, f"{{periodic: {{exporter: {{otlp: {{endpoint: a, headers: {headers}}}}}}}}}")
-    if headers != "[hunter2]":  # where a mapping belongs, there is no telling what it is
-        assert "hunter2" not in str(error.value)
+    assert "hunter2" not in str(error.value)
+    assert "[redacted]" in str(error.value)
     good = telemetry(
         tmp_path, "metrics: {readers: [{periodic: {exporter: {otlp: {endpoint: a, headers: {k: hunter2}}}}}]}"
     )
     shown = yaml.safe_dump(config.tree(load(good)))
     assert "hunter2" not in shown
     assert "[redacted]" in shown
+
+
+@pytest.mark.parametrize("scheme", ["https://", ""])
+def test_the_password_of_an_endpoint_is_never_shown(tmp_path: Path, scheme: str) -> None:
+    reader = f"{{periodic: {{exporter: {{otlp: {{endpoint: '{scheme}u:hunter2@a:4317/x'}}}}}}}}"
+    path = telemetry(tmp_path, f"metrics: {{readers: [{reader}]}}")
+    shown = yaml.safe_dump(config.tree(load(path)))
+    assert f"endpoint: {scheme}a:4317/x" in shown
+    assert "hunter2" not in shown
+    with pytest.raises(ConfigError, match="no port between") as error:
+        readers(tmp_path, reader.replace("4317", "99999"))
+    assert "hunter2" not in str(error.value)
 
 
 def test_a_fault_has_the_line_of_what_is_wrong_within(tmp_path: Path) -> None:

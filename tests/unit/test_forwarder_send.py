@@ -1,5 +1,6 @@
 """What each answer of a real server means."""
 
+import http.client
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 
-from otel_audit._forwarder_send import Fate, OtlpLogsSettings, Transport, connect
+from otel_audit._forwarder_send import Fate, OtlpLogsSettings, Transport, _Http, connect
 from tests.logs_support import log_record, logs_request
 
 BODY: bytes = logs_request(log_record({"audit.action": "merge"})).SerializeToString()
@@ -179,6 +180,20 @@ def test_a_server_that_sends_no_end_is_given_up(server: HttpServer) -> None:
     server.answer(200, partial(0, "x"))
     answer = over_http(server, timeout_s=0.3).send(BODY)
     assert answer.fate is Fate.AGAIN
+
+
+def test_a_connection_that_is_given_up_meanwhile_does_not_break_the_end() -> None:
+    class Vanishing(_Http):
+        def __getattribute__(self, name: str) -> Any:
+            found = super().__getattribute__(name)
+            if name == "_connection":  # the thread that sends gives it up just after it was looked at
+                self._connection = None
+            return found
+
+    transport = Vanishing(OtlpLogsSettings("http://127.0.0.1:1"))
+    transport._connection = http.client.HTTPConnection("127.0.0.1", 1)
+    transport.abort()
+    assert transport._connection is None
 
 
 def test_an_attempt_can_be_ended_from_another_thread(server: HttpServer) -> None:

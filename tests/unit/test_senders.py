@@ -158,6 +158,14 @@ def test_a_file_of_senders_says_all_of_them(tmp_path: Path) -> None:
         ("- name: a\n  services: [b]", "how it proves who it is"),
         ("- {name: a, certificate: b, rate_records_per_s: 0}", "above zero"),
         ("- [", "not YAML"),
+        ("- oat_secret", "needs the keys of a sender"),
+        ("- oat_secret: a", "a sender has no such key; it has name"),
+        ("oat_secret", "at least one sender"),
+        ("a: {token: oat_secret}", "at least one sender"),
+        ("- {name: a, token_sha256: {token: oat_secret}}", "SHA-256 of a token"),
+        ("- {name: a, token_sha256: [[oat_secret]]}", "SHA-256 of a token"),
+        ("- {name: a, token_sha256: 123456789}", "SHA-256 of a token"),
+        ("- {name: {token: oat_secret}}", "needs text"),
     ],
 )
 def test_a_file_that_says_nothing_usable_is_an_error_without_its_secrets(tmp_path: Path, text: str, said: str) -> None:
@@ -166,3 +174,4 @@ def test_a_file_that_says_nothing_usable_is_an_error_without_its_secrets(tmp_pat
     with pytest.raises(ConfigError, match=said) as error:
         load_senders(path)
     assert "oat_secret" not in str(error.value)
+    assert "123456789" not in str(error.value)

@@ -130,6 +130,18 @@ def test_what_is_watched_is_told_as_it_is_when_asked() -> None:
     assert (f"{name}_sum", {}, 30.002) in found[name]
 
 
+def test_metrics_are_told_even_where_the_sdk_is_off_for_other_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    telemetry = Telemetry(SCRAPED)
+    telemetry.watch("otel_audit.disk.free", lambda: 5)
+    telemetry.open()
+    telemetry.start()
+    try:
+        assert families(telemetry.text())["otel_audit_disk_free_bytes"] == [("otel_audit_disk_free_bytes", {}, 5)]
+    finally:
+        telemetry.stop()
+
+
 def test_a_metric_that_fails_is_left_out_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     telemetry = Telemetry(SCRAPED)
 

@@ -52,9 +52,27 @@ def test_files_are_merged_key_by_key_and_lists_are_replaced() -> None:
 
 
 def test_what_is_not_yaml_or_has_no_text_for_a_key_is_refused_with_its_place() -> None:
-    assert "a.yaml: not YAML" in refused("a: [")
+    assert "a.yaml:1: not YAML" in refused("a: [")
     assert "a.yaml:2: a key must be text" in refused("a: 1\n? [x, y]\n: 2\n")
     assert "a.yaml:1: ${env:1X} names no environment variable" in refused("a: ${env:1X}")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("Basic: hunter2", "mapping values are not allowed here, at column 15"),
+        ("%hunter2", "found character '%' that cannot start any token"),
+        ("*hunter2", "found undefined alias …"),
+        ("!hunter2 x", "could not determine a constructor for the tag …"),
+        ("!it'shunter2 x", "could not determine a constructor for the tag …"),
+        ('"x" hunter2', "expected <block end>, but found '<scalar>'"),
+        ('"\\hunter2"', "found unknown escape character 'h'"),
+    ],
+)
+def test_what_stands_where_it_is_not_yaml_is_not_shown(value: str, said: str) -> None:
+    error = refused(f"a:\n  token: {value}\n")
+    assert f"a.yaml:2: not YAML: {said}" in error
+    assert "hunter2" not in error
 
 
 def test_variables_of_other_providers_stay_as_they_are() -> None:

@@ -25,7 +25,7 @@ from otel_audit.auditlog import AuditLog
 from otel_audit.config import ServerSettings
 from otel_audit.forwarder import Forwarder, ForwarderStats
 from otel_audit.otlp import Decoder
-from otel_audit.receiver import Receiver, ReceiverStats
+from otel_audit.receiver import Receiver, ReceiverSettings, ReceiverStats
 from otel_audit.telemetry import Telemetry
 from otel_audit.tracker import TrackerStats
 
@@ -44,6 +44,7 @@ _CUT_SHORT: Final = 1  # exit code
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _M_ARENA_MAX: Final = -8  # from malloc.h
 _ARENAS: Final = 2
+_FILES: Final = 256  # that are open beside connections
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ def serve(settings: ServerSettings, *, ready: Callable[[Addresses], None] | None
     Raises what `Server` raises.
     """
     _spare_memory()
-    _allow_files()
+    _allow_files(settings.receiver)
     notifier = Notifier()
     with _stop_signals() as stopping:
         server = Server(settings)
@@ -287,11 +288,16 @@ def _spare_memory() -> None:
         mallopt(_M_ARENA_MAX, _ARENAS)
 
 
-def _allow_files() -> None:
+def _allow_files(settings: ReceiverSettings) -> None:
     """Let the process open as many files as it may: each connection is one, and the log needs its own beside them."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # where "no limit" is more than the system allows
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _FILES + sum(served.connections_max for served in (settings.grpc, settings.http) if served)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        hint = "allow more (ulimit -n, LimitNOFILE=), or lower max_connections of receivers.otlp.protocols"
+        _log.warning("at most %d files can be open, all connections and the log may need %d: %s", soft, needed, hint)
 
 
 @contextmanager

@@ -138,6 +138,13 @@ def test_the_service_may_open_as_many_files_as_its_hard_limit_allows(tmp_path: P
         assert soft == hard > 200
 
 
+def test_too_few_files_for_the_connections_that_may_come_are_warned_of(tmp_path: Path) -> None:
+    with served(tmp_path, ["sh", "-c", 'ulimit -n 2000; exec "$@"', "sh"]) as service:
+        service.process.send_signal(signal.SIGTERM)
+        assert service.end() == 0
+    assert any("at most 2000 files can be open" in line and "max_connections" in line for line in service.said)
+
+
 def test_a_second_signal_ends_the_service_at_once(tmp_path: Path) -> None:
     with served(tmp_path) as service, export_to(service.grpc) as export:
         export(body(7), timeout=10)

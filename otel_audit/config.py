@@ -207,7 +207,7 @@ def _with(node: Any, path: list[str], value: object) -> Any:
 def _check_exporter(exporter: OtlpLogsSettings, own: ReceiverSettings) -> None:
     exporter.check()
     if any(_leads_to(exporter, protocol.endpoint) for protocol in (own.grpc, own.http) if protocol is not None):
-        reason = "the endpoint is this service itself, which would take its own records for new ones"
+        reason = "the endpoint is this service itself, which would log again what it no longer remembers to have"
         raise ConfigError(_OPERATION, _EXPORTER, reason, "name the endpoint of another service")
 
 

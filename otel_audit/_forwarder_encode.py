@@ -239,6 +239,8 @@ def _call(row: Row) -> dict[str, Any]:
             said[names.HTTP_STATUS[0]] = status
     if row["client_ip"] is not None:
         said[names.CLIENT_ADDRESS[0]] = _address(row["client_ip"])
+        if row["peer_ip"] is not None:  # beside a peer `client.address` alone is not believed
+            said[names.CLIENT_IP] = said[names.CLIENT_ADDRESS[0]]
     if row["peer_ip"] is not None:
         # A peer alone would be taken for the client's address as well.
         key = names.PEER_IP if row["client_ip"] is None else names.PEER_ADDRESS[0]

@@ -273,18 +273,29 @@ class Table:
         return name or "unknown"
 
     def _client_ips(self) -> tuple[_Column | None, _Column | None]:
-        """Columns client_ip and client_ip_source."""
-        named = self._first(Slot.CLIENT_IP, Slot.CLIENT_ADDRESS, Slot.HTTP_CLIENT_IP)
+        """Columns client_ip and client_ip_source.
+
+        `client.address` is what the instrumentation made of headers that any caller can write. Where it is not the socket's
+        peer, nobody says whether the peer is a proxy to be believed: the peer is the client then, and what was claimed is kept
+        among the attributes.
+        """
+        said, sources = self._columns[Slot.CLIENT_IP], self._columns[Slot.CLIENT_IP_SOURCE]
+        if said is not None and None not in said:
+            return said, sources
+        claimed = self._first(Slot.CLIENT_ADDRESS, Slot.HTTP_CLIENT_IP)
         peers = self._first(Slot.PEER, Slot.PEER_SOCK, Slot.PEER_NET)
-        sources = self._columns[Slot.CLIENT_IP_SOURCE]
-        if peers is None or (named is not None and None not in named):
-            return named, sources
-        from_peer: _Column
-        if named is None:
-            from_peer = [None if p is None else "peer" for p in peers]
-        else:
-            from_peer = ["peer" if a is None and p is not None else None for a, p in zip(named, peers, strict=True)]
-        return _coalesce(named, peers), _coalesce(sources, from_peer)
+        if peers is None:
+            return _coalesce(said, claimed), sources
+        learned: list[str | None] = [None] * self._rows
+        rows = zip(said or repeat(None), claimed or repeat(None), peers, strict=False)
+        for row, (address, claim, peer) in enumerate(rows):
+            if address is None and peer is not None:
+                learned[row] = "peer" if claim is None or claim == peer else "untrusted"
+                if learned[row] == "untrusted":
+                    index = int(self._spans.rows[row])
+                    members = self._spans.members.setdefault(index, {})
+                    members[names.CLIENT_IP_CLAIMED] = fragment(names.CLIENT_IP_CLAIMED, claim)
+        return _coalesce(said, peers, claimed), _coalesce(sources, learned)
 
     # --- identity and time
     def _ids(self, ids: npt.NDArray[np.uint8], column: str) -> pa.Array:

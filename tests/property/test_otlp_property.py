@@ -248,6 +248,9 @@ def reference(span: Span) -> dict[str, Any]:
     )
     path = said.get("url.path", said.get("http.target", "").partition("?")[0] or None)
     note = {"audit.note": found["audit.note"]} if "audit.note" in found else {}
+    claimed, peer = said.get("client.address"), said.get("net.peer.ip")
+    if claimed is not None and peer is not None and claimed != peer:
+        note["audit.client.ip.claimed"] = claimed
     return {
         "trace_id": span.trace_id,
         "span_id": span.span_id,
@@ -261,9 +264,9 @@ def reference(span: Span) -> dict[str, Any]:
         "status_code": status,
         "method": said.get("http.request.method", said.get("http.method")),
         "route": said.get("http.route"),
-        "client_ip": said.get("client.address", said.get("net.peer.ip")),
-        "client_ip_source": "peer" if "net.peer.ip" in said and "client.address" not in said else None,
-        "peer_ip": said.get("net.peer.ip"),
+        "client_ip": peer or claimed,
+        "client_ip_source": None if peer is None else "untrusted" if "audit.client.ip.claimed" in note else "peer",
+        "peer_ip": peer,
         "source_seq": said.get("audit.source.seq"),
         "attributes": canonical_attributes(note) if note else None,
     }

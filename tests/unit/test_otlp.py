@@ -137,7 +137,7 @@ def test_new_names_win_over_old_ones() -> None:
     }
     found = record(both)
     assert (found["method"], found["status_code"], found["target"]) == ("POST", 403, "/new")
-    assert (found["client_ip"], found["peer_ip"], found["user_id"]) == ("192.0.2.2", "192.0.2.4", "new")
+    assert (found["client_ip"], found["peer_ip"], found["user_id"]) == ("192.0.2.4", "192.0.2.4", "new")
 
 
 def test_a_key_that_occurs_twice_counts_as_it_occurs_last() -> None:
@@ -360,7 +360,18 @@ def test_the_source_of_an_address_is_told_row_by_row() -> None:
         span({}),
     ]
     found = [(r["client_ip"], r["client_ip_source"]) for r in rows(decode(*spans))]
-    assert found == [("192.0.2.1", "forwarded"), ("192.0.2.2", None), ("10.0.0.1", "peer"), (None, None)]
+    assert found == [("192.0.2.1", "forwarded"), ("10.0.0.1", "untrusted"), ("10.0.0.1", "peer"), (None, None)]
+
+
+@pytest.mark.parametrize("name", ["client.address", "http.client_ip"])
+def test_an_address_that_a_caller_may_have_written_is_not_the_client_where_the_peer_is_known(name: str) -> None:
+    found = record({name: "6.6.6.6", "network.peer.address": "10.0.0.1", "audit.note": "n"})
+    assert (found["client_ip"], found["client_ip_source"], found["peer_ip"]) == ("10.0.0.1", "untrusted", "10.0.0.1")
+    assert json.loads(found["attributes"]) == {"audit.client.ip.claimed": "6.6.6.6", "audit.note": "n"}
+    found = record({name: "10.0.0.1", "network.peer.address": "10.0.0.1"})
+    assert (found["client_ip"], found["client_ip_source"], found["attributes"]) == ("10.0.0.1", "peer", None)
+    found = record({name: "6.6.6.6"})
+    assert (found["client_ip"], found["client_ip_source"]) == ("6.6.6.6", None), "nobody says whose it is"
 
 
 # --- developer attributes ---------------------------------------------------------------------------------------------

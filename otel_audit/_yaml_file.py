@@ -16,7 +16,7 @@ import yaml
 
 from otel_audit.errors import ConfigError
 
-__all__ = ["Node", "Unset", "load_yaml", "merge", "parse_yaml"]
+__all__ = ["Node", "Unset", "load_yaml", "merge", "must_be_set", "parse_yaml"]
 
 _OPERATION: Final = "read configuration"
 _REFERENCE: Final = re.compile(r"\$\$|\$\{(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):)?(?P<rest>[^${}]*)\}")
@@ -100,7 +100,7 @@ def parse_yaml(text: str, file: str, *, unset: Unset | None = None) -> Node:
         root = yaml.compose(text, yaml.SafeLoader)
         if root is None:
             return Node(None, file, 1)
-        return _Reader(file, unset or _must_be_set, root).read(root, root.start_mark.line + 1)
+        return _Reader(file, unset or must_be_set, root).read(root, root.start_mark.line + 1)
     except yaml.YAMLError as e:
         raise _not_yaml(e, file) from e
     except RecursionError as e:
@@ -218,6 +218,7 @@ def _typed(text: str) -> object:
     return value if isinstance(value, bool | int | float) else text
 
 
-def _must_be_set(node: Node, name: str) -> str:
+def must_be_set(node: Node, name: str) -> str:
+    """An `Unset` that raises `ConfigError`."""
     hint = f"set it, or give a default: ${{env:{name}:-default}}"
     raise ConfigError(_OPERATION, node.place, f"the environment variable {name} is not set", hint)

@@ -24,7 +24,7 @@ from otel_audit._config_settings import (
 )
 from otel_audit._config_values import UnfitError
 from otel_audit._senders_file import load_senders
-from otel_audit._yaml_file import Node, load_yaml
+from otel_audit._yaml_file import Node, load_yaml, must_be_set
 from otel_audit.errors import ConfigError
 from otel_audit.forwarder import OtlpLogsSettings
 from otel_audit.receiver import ReceiverSettings, parse_endpoint
@@ -121,6 +121,7 @@ class _Loading:
     def __init__(self, overrides: Mapping[str, object]) -> None:
         said = {BY_FLAG[k].key if k in BY_FLAG else k: v for k, v in overrides.items() if v is not None}
         self._said = {key: Node(value, _COMMAND_LINE, 0) for key, value in said.items()}
+        self._unset_lines: set[int] = set()
         self._problems: list[tuple[int, ConfigError]] = []  # with their lines
 
     @property
@@ -134,7 +135,7 @@ class _Loading:
     def settings(self, path: str | os.PathLike[str] | None) -> ServerSettings:
         settings = ServerSettings(directory=os.environ.get(names.ENV_DIR) or DEFAULT_DIRECTORY)
         if path is not None:
-            root = load_yaml(path)
+            root = load_yaml(path, unset=self._unset)
             present = list(self._flat(root)) if root.value is not None else []
             settings = self._only_listed(settings, {e.key for e in present})
             for entry in present:
@@ -154,6 +155,15 @@ class _Loading:
             _check_exporter(exporter, own)
         except ConfigError as e:
             self._problems.append((_LAST_LINE, ConfigError(_OPERATION, f"{path}, {_EXPORTER}", e.reason, e.hint)))
+
+    def _unset(self, node: Node, name: str) -> str:
+        """What stands for a variable that is not set: nothing, and what is wrong with that is not said twice."""
+        try:
+            return must_be_set(node, name)
+        except ConfigError as e:
+            self._wrong(node, e)
+            self._unset_lines.add(node.line)
+        return ""
 
     def _flat(self, node: Node, above: str = "") -> Iterator[_Entry]:
         """Sections and settings of a file by their full keys."""
@@ -188,6 +198,8 @@ class _Loading:
             value = setting.kind.read(entry.node)
         except UnfitError as e:
             at = e.node or entry.node
+            if at.line in self._unset_lines:
+                return settings
             place = _COMMAND_LINE if entry.source == _COMMAND_LINE else at.place
             shown = _HIDDEN if setting.secret else repr(at.plain())
             self._wrong(at, ConfigError(_OPERATION, f"{place}, {entry.key}", f"{shown}: {e}"))

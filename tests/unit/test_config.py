@@ -396,6 +396,12 @@ def test_all_faults_are_found_at_once_with_their_lines(tmp_path: Path) -> None:
     assert [f"audit.yaml:{line}" in text for line, text in zip((2, 3, 4), found, strict=True)] == [True] * 3
 
 
+def test_variables_that_are_not_set_hide_nothing_else(tmp_path: Path) -> None:
+    path = write(tmp_path, "log:\n  name: ${env:NOT_SET_A}\n  segment_rows: ${env:NOT_SET_B}\n  nam: a\n")
+    found = [str(p) for p in config.problems(path)]
+    assert [re.findall(r"NOT_SET_\w|nam\b", text)[:1] for text in found] == [["NOT_SET_A"], ["NOT_SET_B"], ["nam"]]
+
+
 def test_what_is_printed_is_a_file_that_says_the_same(tmp_path: Path) -> None:
     settings = load(write(tmp_path, WHOLE))
     printed = config.tree(settings)

@@ -425,7 +425,7 @@ class Intake:
         if was_s is None:
             expected = isinstance(error, AuditError) and error.retryable
             trace = None if expected else error
-            _log.error("data is not durable, senders are told to come again: %r", error, exc_info=trace)
+            _log.error("data is not durable, senders are told to come again: %s", error, exc_info=trace)
         message = (
             _sendable(str(error)) if isinstance(error, AuditError) else "append to log: internal error; send it again"
         )

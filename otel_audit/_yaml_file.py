@@ -112,6 +112,9 @@ def _not_yaml(error: yaml.YAMLError, file: str) -> ConfigError:
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return ConfigError(_OPERATION, file, f"not YAML: {' '.join(str(error).split())}")
     mark = error.problem_mark
+    if error.problem == "but found another document":
+        hint = "take the one that is meant out into a file of its own; of a ConfigMap, the text below its key"
+        return ConfigError(_OPERATION, f"{file}:{mark.line + 1}", "a second YAML document begins", hint)
     problem = _QUOTED.sub("…", error.problem or "it cannot be read")
     place = f"{file}:{mark.line + 1}"
     return ConfigError(_OPERATION, place, f"not YAML: {problem}, at column {mark.column + 1}", _QUOTE)

@@ -110,3 +110,7 @@ def test_an_empty_file_is_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["2001-99-01", "!!int foo", "!!timestamp 'foo'", "!!float x"])
 def test_a_value_that_is_not_what_it_looks_like_is_refused_with_its_line(value: str) -> None:
     assert re.search(r"a\.yaml:2: .*quote it if it is text", refused(f"x: 1\na: {value}\n"))
+
+
+def test_several_documents_are_refused_with_what_to_do() -> None:
+    assert "a.yaml:2: a second YAML document begins" in refused("a: 1\n---\nb: 2\n")

@@ -113,7 +113,9 @@ def send(sender: Sender, target: Target, body: bytes, due_s: float) -> None:
                 hint = "a sender would drop this batch; look at limits and authentication of the receiver"
                 raise UnavailableError(_OPERATION, target.endpoint, f"refused for good: {e}", hint) from e
             if time.monotonic() > due_s:
-                raise UnavailableError(_OPERATION, target.endpoint, f"not taken in time: {e}", "is it running?") from e
+                raise UnavailableError(
+                    _OPERATION, target.endpoint, f"not taken in time: {e}", _hint(str(e), target)
+                ) from e
             time.sleep(_PAUSE_S)
         else:
             return
@@ -127,6 +129,17 @@ def _check_answer(data: bytes) -> None:
     rejected = answer.partial_success.rejected_spans
     if rejected:
         raise Refused(f"{rejected} spans rejected: {answer.partial_success.error_message}", again=False)
+
+
+def _hint(said: str, target: Target) -> str:
+    """What to look at, going by what a library said of the last attempt."""
+    lowered = said.lower()
+    if "certificate_verify_failed" in lowered or "certificate verify failed" in lowered:
+        return "its certificate is not trusted: name the authority with --ca"
+    if "token" in lowered or "unauthenticated" in lowered or "authorization" in lowered:
+        return "it does not know the sender: --header authorization='Bearer ...'"
+    other = "grpc" if target.over_http else "http"
+    return f"is it running, and does it speak {'HTTP' if target.over_http else 'gRPC'} there? --protocol {other} is the other way"
 
 
 class _Grpc:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from otel_audit._canary_calls import Call, make_batches
-from otel_audit._canary_send import Target
+from otel_audit._canary_send import Target, _hint
 from otel_audit.canary import Result, compare
 from otel_audit.cli import run
 from otel_audit.errors import UsageError
@@ -114,3 +114,16 @@ def test_a_header_needs_a_value(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_without_a_log_nothing_is_sent(capfd: pytest.CaptureFixture[str], tmp_path: object) -> None:
     assert run(["doctor", "--canary", "localhost:1", "--dir", f"{tmp_path}/none"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("said", "protocol", "hint"),
+    [
+        ("SSL: CERTIFICATE_VERIFY_FAILED", "grpc", "--ca"),
+        ("no sender has the bearer token that was shown", "grpc", "--header"),
+        ("failed to connect", "grpc", "--protocol http"),
+        ("Connection refused", "http", "--protocol grpc"),
+    ],
+)
+def test_what_is_not_taken_in_time_says_what_to_look_at(said: str, protocol: str, hint: str) -> None:
+    assert hint in _hint(said, Target("http://localhost:1", protocol))

@@ -7,9 +7,8 @@ may be under way, and whether the log is healthy are decided here.
 import logging
 import threading
 import time
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -20,6 +19,7 @@ import pyarrow as pa
 
 from otel_audit._receiver_answer import Answer, TurnedAwayError, Verdict
 from otel_audit._receiver_gate import NOT_ALLOWED, Visit
+from otel_audit._receiver_inflate import inflate
 from otel_audit.auditlog import Receipt
 from otel_audit.errors import AuditError, DecodeError, LogClosedError, OverloadedError, TooLargeError
 from otel_audit.otlp import Decoded
@@ -39,7 +39,6 @@ __all__ = [
     "Sink",
     "Transport",
     "Verdict",
-    "inflate",
 ]
 
 Encoding = Literal["protobuf", "json"]
@@ -48,14 +47,11 @@ Signal = Literal["traces", "logs"]
 Transport = Literal["grpc", "http"]
 
 _log = logging.getLogger("otel_audit.receiver")
-_BLOCK_BYTES: Final = 1 << 20
-_SLICE_BYTES: Final = 1 << 16
 _REQUEST_BYTES: Final = 4096  # what a request costs whatever its size, so that many tiny ones are bounded as well
 _MESSAGE_CHARS: Final = 500  # gRPC carries it in a header
 _QUIET_S: Final = 10.0  # the same complaint is logged at most once in this time
 _LARGE_BYTES: Final = 2 << 20
 _INFLATERS: Final = 2  # at a time: each may hold its result twice for a moment
-_WBITS: Final = {"gzip": 31, "zlib": 15}
 _RECOVERY_S: Final = 5.0  # after a failure the log counts as unhealthy this long, unless it proves otherwise
 
 
@@ -155,52 +151,6 @@ class Request:
     visit: Visit = field(default_factory=Visit)
     signal: Signal = "traces"
     transport: Transport = "grpc"
-
-
-def inflate(data: bytes, compression: Literal["gzip", "zlib"], limit_bytes: int, grow: Callable[[int], None]) -> bytes:
-    """`data` decompressed, never holding more than `limit_bytes` and one block of it.
-
-    Args:
-        data: the compressed bytes.
-        compression: how they are compressed.
-        limit_bytes: the largest result.
-        grow: told how many bytes are about to be added to the result; may raise to stop.
-
-    Raises:
-        TooLargeError: the result would be larger than `limit_bytes`.
-        DecodeError: `data` is damaged or ends early.
-    """
-    blocks: list[bytes] = []
-    total = 0
-    try:
-        for block in _inflated(data, _WBITS[compression]):
-            total += len(block)
-            if total > limit_bytes:
-                raise TooLargeError("decompress", "request", f"over the limit of {limit_bytes} bytes")
-            grow(len(block))
-            blocks.append(block)
-        return blocks[0] if len(blocks) == 1 else b"".join(blocks)
-    except zlib.error as e:
-        raise DecodeError("decompress", "request", f"damaged {compression} data: {e}") from e
-    finally:
-        blocks.clear()  # an error would keep them as long as someone looks at it
-
-
-def _inflated(data: bytes, wbits: int) -> Iterator[bytes]:
-    """The decompressed blocks of `data`; input goes in by slices, because zlib copies what it leaves over."""
-    stream = zlib.decompressobj(wbits)
-    view = memoryview(data)
-    for start in range(0, len(view), _SLICE_BYTES):
-        rest: bytes | memoryview = view[start : start + _SLICE_BYTES]
-        while len(rest):
-            if stream.eof:  # the next gzip member
-                stream = zlib.decompressobj(wbits)
-            yield stream.decompress(rest, _BLOCK_BYTES)
-            rest = stream.unused_data or stream.unconsumed_tail
-    while block := stream.decompress(b"", _BLOCK_BYTES):  # held back by the size of the last block
-        yield block
-    if not stream.eof:
-        raise zlib.error("it ends early")
 
 
 class Permit:

@@ -9,11 +9,8 @@ restart; a sender that sends it again finds it a duplicate.
 """
 
 import contextlib
-import fcntl
-import json
 import logging
 import os
-import socket
 import threading
 import time
 from collections import deque
@@ -26,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from otel_audit import __version__
+from otel_audit._auditlog_open import lock, name_of, reserve_bytes, sealed_up_to
 from otel_audit._auditlog_types import LogSettings, LogStats, Receipt, SealResult
 from otel_audit._durations import Durations
 from otel_audit._stored import StoredKeys
@@ -34,19 +31,16 @@ from otel_audit.dedupe import KEY_COLUMNS, REMEMBERED_LEAST, Keys, Memory, keys_
 from otel_audit.errors import (
     AuditError,
     CorruptLogError,
-    LockedError,
     LogClosedError,
-    NotFoundError,
     OverloadedError,
     StorageError,
     UnavailableError,
 )
-from otel_audit.journal import Journal, JournalTail, fsync_path, journals, write_durably
+from otel_audit.journal import Journal, JournalTail, fsync_path, journals
 from otel_audit.lake import Lake, Segment
 from otel_audit.numbers import NumberNotes, Seen, ranges_of
 from otel_audit.otlp import Decoded
 from otel_audit.quarantine import Quarantine
-from otel_audit.reader import log_name
 from otel_audit.record import schema
 from otel_audit.sealer import Sealer
 from otel_audit.tracker import TRACKED_COLUMNS, Tracker
@@ -55,7 +49,6 @@ __all__ = ["AuditLog", "LogSettings", "LogStats", "Receipt", "SealResult"]
 
 _log = logging.getLogger("otel_audit.log")
 _FRAME_ROWS: Final = 32_768
-_RESERVE_BYTES: Final = 64 << 20
 
 
 @dataclass(slots=True)
@@ -96,7 +89,7 @@ class AuditLog:
     def __init__(self, directory: Path, settings: LogSettings, lock_fd: int) -> None:
         self.directory = directory
         self.settings = settings
-        self.name = _name_of(directory, settings)
+        self.name = name_of(directory, settings)
         self._name_scalar = pa.scalar(self.name, pa.string())
         self._lock_fd = lock_fd
         # Under `_work`: the queue, how much is in it, whether a rotation is asked for, `_closing`.
@@ -115,7 +108,7 @@ class AuditLog:
         self._begun: deque[tuple[int, int]] = deque()
         lake = Lake(directory / "lake")
         lake.create(self.name)
-        sealed_seq = _sealed_seq(lake, self.name)
+        sealed_seq = sealed_up_to(lake, self.name)
         self._next_seq = sealed_seq + 1
         self._head = lake.journal_head(self.name) or b""
         self._quarantine = Quarantine(directory, self.name)
@@ -124,7 +117,7 @@ class AuditLog:
         """The sources of its records; knows those of the dedupe window at least."""
         self._stored = StoredKeys(directory, self.name)
         self._memory = Memory(int(settings.dedupe_window_s * 1e6), settings.dedupe_ids_max, self._stored)
-        self.reserve_bytes = _reserve(directory, settings)
+        self.reserve_bytes = reserve_bytes(directory, settings)
         """Appends are refused while the disk has less left than this."""
         self._sealer = Sealer(
             lake,
@@ -156,7 +149,7 @@ class AuditLog:
         path = Path(directory).absolute()
         try:
             (path / "journal").mkdir(mode=0o750, parents=True, exist_ok=True)
-            fd = _lock(path)
+            fd = lock(path)
             fsync_path(path)
             fsync_path(path.parent)
         except OSError as e:
@@ -519,52 +512,3 @@ class AuditLog:
         with self._work:
             self._rotate_asked = False
             self._work.notify_all()
-
-
-def _name_of(directory: Path, settings: LogSettings) -> str:
-    """The name of the folder's log, which gets it on the first open."""
-    try:
-        return log_name(directory)
-    except NotFoundError:
-        about = {"name": settings.name, "format": 1, "created_by": f"otel-audit {__version__}"}
-        write_durably(directory / "log.json", json.dumps(about).encode() + b"\n")
-        return settings.name
-
-
-def _sealed_seq(lake: Lake, name: str) -> int:
-    """Number of the last sealed record, if the table and its files agree on it."""
-    sealed_seq = lake.sealed_seq(name)
-    segments = lake.segments()
-    last = segments[-1].last_seq if segments else 0
-    if last != sealed_seq:
-        reason = f"the table says {sealed_seq} records are sealed, its files end at {last}"
-        raise CorruptLogError(lake.url, 0, reason, "nothing was changed; restore the folder from a copy")
-    return sealed_seq
-
-
-def _reserve(directory: Path, settings: LogSettings) -> int:
-    if settings.disk_reserve_bytes is not None:
-        return settings.disk_reserve_bytes
-    disk = os.statvfs(directory)
-    return min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 20)
-
-
-def _lock(directory: Path) -> int:
-    """Take the folder's lock; raises LockedError that says who holds it."""
-    path = directory / "lock"
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(fd, 4096, 0).decode(errors="replace").strip() or "another process"
-        os.close(fd)
-        raise LockedError(
-            "open log", directory, f"it is open for writing by {holder}", "stop that process, or use another folder"
-        ) from None
-    about = (
-        f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n"
-    )
-    with contextlib.suppress(OSError):  # a full disk keeps nobody from opening the log
-        os.pwrite(fd, about.encode(), 0)
-        os.ftruncate(fd, len(about))
-    return fd

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from otel_audit._receiver_intake import Answer, Intake, IntakeSettings, Request, Verdict, inflate
+from otel_audit._receiver_inflate import inflate
+from otel_audit._receiver_intake import Answer, Intake, IntakeSettings, Request, Verdict
 from otel_audit.auditlog import Receipt
 from otel_audit.errors import (
     DecodeError,

@@ -122,7 +122,7 @@ def _describe(span: Any, seq: int, *, large: bool) -> None:
         names.CLIENT_ID: f"canary-client-{seq}",
         names.CLIENT_NAME: f"Canary {seq} of otel-audit doctor",
         names.USER_ID[0]: f"canary-user-{seq}",
-        names.CLIENT_ADDRESS[0]: address,
+        names.CLIENT_IP: address,
         names.PEER_ADDRESS[0]: f"198.51.100.{seq % 250 + 1}",
         names.HTTP_METHOD[0]: _METHODS[seq % len(_METHODS)],
         names.HTTP_ROUTE[0]: "/canary/{number}",

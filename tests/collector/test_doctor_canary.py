@@ -50,7 +50,7 @@ REDACTION = """\
   transform:
     error_mode: ignore
     trace_statements:
-      - delete_key(span.attributes, "client.address")
+      - delete_key(span.attributes, "audit.client.ip")
       - set(span.attributes["audit.client.name"], "someone") where span.attributes["http.request.method"] == "DELETE"
       - set(span.attributes["region"], "eu")
       - delete_key(span.attributes, "audit.canary.padding")

@@ -49,8 +49,8 @@ def test_bombs_do_not_fill_the_memory(tmp_path: Path) -> None:
             with ThreadPoolExecutor(20) as pool:
                 answers = {*pool.map(over_http, range(10)), *pool.map(over_grpc, range(10))}
             assert answers <= {413, 503, b"", grpc.StatusCode.UNAVAILABLE}
-            assert peak_mib(process.pid) - before < 480, (
-                "256 MiB of bodies, copies of two, and what the C library keeps"
+            assert peak_mib(process.pid) - before < 560, (
+                "256 MiB of bodies, two of 60 MiB unpacked twice over, one parsed, and what the C library keeps"
             )
         finally:
             process.terminate()

@@ -1,10 +1,29 @@
 """The commands about the service's configuration: `otel-audit validate` and `otel-audit print-config`."""
 
+from typing import Final
+
 import click
 
-from otel_audit._cli_common import say, write_out
+from otel_audit._cli_common import Command, say, write_out
 
-__all__ = ["print_config", "validate"]
+__all__ = ["print_config", "service_options", "validate"]
+
+
+_OPTIONS: Final = (
+    click.option("--config", metavar="F", help="Configuration file (YAML)."),
+    click.option(
+        "--dir", "directory", metavar="D", help="Folder of the log; default: $OTEL_AUDIT_DIR, else ./audit-log."
+    ),
+    click.option("--grpc", metavar="HOST:PORT", help="Address of OTLP/gRPC; default: localhost:4317."),
+    click.option("--http", metavar="HOST:PORT", help="Address of OTLP/HTTP; default: localhost:4318."),
+)
+
+
+def service_options(command: Command) -> Command:
+    """The options that say what a service runs with: `--config`, `--dir`, `--grpc`, `--http`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command(short_help="Find everything that is wrong with a configuration file.")
@@ -28,10 +47,7 @@ def validate(files: tuple[str, ...]) -> int:
 
 
 @click.command("print-config", short_help="Print the configuration that the service would run with.")
-@click.option("--config", metavar="F", help="Configuration file (YAML).")
-@click.option("--dir", "directory", metavar="D", help="Folder of the log; default: $OTEL_AUDIT_DIR, else ./audit-log.")
-@click.option("--grpc", metavar="HOST:PORT", help="Address of OTLP/gRPC; default: localhost:4317.")
-@click.option("--http", metavar="HOST:PORT", help="Address of OTLP/HTTP; default: localhost:4318.")
+@service_options
 def print_config(config: str | None, directory: str | None, grpc: str | None, http: str | None) -> None:
     """Print, as YAML, every setting that `otel-audit serve` would run with, defaults included; secrets are not shown."""
     import yaml

@@ -17,7 +17,7 @@ import click
 
 from otel_audit import __version__
 from otel_audit._cli_common import dir_option, json_option, say, write_out
-from otel_audit._cli_config import print_config, validate
+from otel_audit._cli_config import print_config, service_options, validate
 from otel_audit._cli_doctor import doctor
 from otel_audit._cli_export import export
 from otel_audit._cli_find import find, show, tail
@@ -87,10 +87,7 @@ def demo(seconds: float, directory: str | None) -> int:
 
 
 @click.command(short_help="Receive OTLP and keep it.")
-@click.option("--config", metavar="F", help="Configuration file (YAML).")
-@click.option("--dir", "directory", metavar="D", help="Folder of the log; default: $OTEL_AUDIT_DIR, else ./audit-log.")
-@click.option("--grpc", metavar="HOST:PORT", help="Address of OTLP/gRPC; default: localhost:4317.")
-@click.option("--http", metavar="HOST:PORT", help="Address of OTLP/HTTP; default: localhost:4318.")
+@service_options
 def serve(config: str | None, directory: str | None, grpc: str | None, http: str | None) -> int:
     """Receive OTLP and keep it; Ctrl-C or SIGTERM ends it after what is under way."""
     from otel_audit import config as configuration
